@@ -1,0 +1,31 @@
+"""vexport: from a trained VanillaNet checkpoint to a proven, plain ONNX graph.
+
+The names below are the public surface; each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from vexport._timm_hook import install as _register_with_timm
+
+_WHERE = {
+    "VARIANTS": "vexport.model.variants",
+    "make_spec": "vexport.model.variants",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'vexport' has no attribute '{name}'")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+_register_with_timm()

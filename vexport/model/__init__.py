@@ -1,0 +1,1 @@
+"""VanillaNet in PyTorch: the variants, both forms, checkpoints and the merge."""

@@ -1,0 +1,56 @@
+"""From the description of a network to the network, its tensor names and its cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vexport.model.variants import NetworkSpec
+from vexport.model.vanillanet import VanillaNet
+
+Form = Literal["training", "deployed"]
+
+
+def build_network(spec: NetworkSpec, *, form: Form = "training", drop_rate: float = 0.0) -> VanillaNet:
+    """Build the network that a spec describes, freshly initialised, in evaluation mode.
+
+    Raises:
+        InputError: its numbers do not make a network.
+    """
+    return VanillaNet(**spec.network_kwargs(), drop_rate=drop_rate, deploy=form == "deployed").eval()
+
+
+def expected_shapes(spec: NetworkSpec, form: Form) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a network, in the order of the state dict; nothing is allocated."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in build_network(spec, form=form).state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size of a network.
+
+    Args:
+        params: Learnt numbers.
+        gmacs: Multiply-accumulates of convolutions and matrix products for one image, billions.
+    """
+
+    params: int
+    gmacs: float
+
+
+def count_cost(module: nn.Module, input_size: tuple[int, int, int]) -> Cost:
+    """Count parameters and multiply-accumulates of a module that lives on the meta device.
+
+    Args:
+        module: On the meta device, so that nothing is computed.
+        input_size: Channels, height and width of one input.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        module(torch.empty(1, *input_size, device="meta"))
+    return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() / 2e9)
