@@ -74,7 +74,9 @@ def load_artifact(path: Path) -> Artifact | None:
     return KINDS[manifest.kind](path=path, manifest=manifest)
 
 
-def up_to_date(kind: type[A], path: Path, *, parent: str | None, options: Mapping[str, Any], versions: Mapping[str, str]) -> A | None:
+def up_to_date(
+    kind: type[A], path: Path, *, parent: str | None, options: Mapping[str, Any], versions: Mapping[str, str]
+) -> A | None:
     """The artifact at `path` if the same request made it: same parent hash, options and versions, file unchanged."""
     manifest = read_manifest(path)
     if manifest is None or manifest.kind != kind.kind:
@@ -113,7 +115,9 @@ def require_clear(target: Path, *, force: bool = False) -> str | None:
 
 
 def _in_the_way(path: Path, why: str) -> WorkspaceError:
-    return WorkspaceError(f"{path} is in the way: it {why}", hint="move it, name another file with --output, or give --force")
+    return WorkspaceError(
+        f"{path} is in the way: it {why}", hint="move it, name another file with --output, or give --force"
+    )
 
 
 class Staging:
@@ -141,7 +145,7 @@ class Staging:
             _sync(source)
         # The manifest goes first: it knows the old file's hash as well, so a crash in between leaves nothing unowned.
         for source in moves:
-            os.replace(source, self._target.with_name(source.name))
+            source.replace(self._target.with_name(source.name))
         if had_data and not has_data and self._target.suffix == ".onnx":
             external_data_path(self._target).unlink()
         _sync(self._target.parent)
@@ -184,11 +188,17 @@ def mapped_os_errors(target: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise WorkspaceError(f"no space left to write {target}", hint="free some space, or choose another folder with --workspace") from error
+            raise WorkspaceError(
+                f"no space left to write {target}", hint="free some space, or choose another folder with --workspace"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise WorkspaceError(f"no permission to write {target}", hint="choose another folder with --workspace") from error
+            raise WorkspaceError(
+                f"no permission to write {target}", hint="choose another folder with --workspace"
+            ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise WorkspaceError(f"{target.parent} is not a folder", hint="choose another folder with --workspace") from error
+            raise WorkspaceError(
+                f"{target.parent} is not a folder", hint="choose another folder with --workspace"
+            ) from error
         raise
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vexport.model.variants import NetworkSpec
 from vexport.model.vanillanet import VanillaNet
+from vexport.model.variants import NetworkSpec
 
 Form = Literal["training", "deployed"]
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def image_like(batch: int, input_size: tuple[int, int, int], seed: int = 0) -> Tensor:
-    """Random images (batch, C, H, W), float32: noise at several scales, so that they differ as wholes and not only in grain.
+    """Random images (batch, C, H, W), float32: noise at several scales, so that they differ as wholes.
 
     Args:
         batch: N.
@@ -37,8 +37,8 @@ def image_like(batch: int, input_size: tuple[int, int, int], seed: int = 0) -> T
 def randomize_(module: nn.Module, input_size: tuple[int, int, int], seed: int = 0, batch: int = 4) -> nn.Module:
     """Fill a module with seeded random weights of the kind above, in place.
 
-    Convolutions and linear layers get normal weights of variance 2 / fan-in, BatchNorms a scale in [0.5, 1.5] and a small
-    shift, then the statistics of `batch` random images. Layers that are none of these keep what they have. Last, the
+    Convolutions and linear layers get normal weights of variance 2 / fan-in, BatchNorms a scale in [0.5, 1.5] and a
+    small shift, then the statistics of `batch` random images. Layers that are none of these keep what they have. Last, the
     classifier is scaled so that the logits of other images have unit variance.
 
     Args:

@@ -9,8 +9,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from vexport.model.published import published_url
-from vexport.model.variants import VARIANTS, make_spec, published_preprocessing
 from vexport.model.vanillanet import VanillaNet
+from vexport.model.variants import VARIANTS, make_spec, published_preprocessing
 
 
 def _pretrained_cfg(name: str) -> dict[str, Any]:
@@ -39,14 +39,15 @@ default_cfgs = generate_default_cfgs({name: _pretrained_cfg(name) for name in VA
 
 
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, *, width: float = 1.0, stem_stride: int | None = None, **kwargs: Any) -> nn.Module:
+    def create(
+        pretrained: bool = False, *, width: float = 1.0, stem_stride: int | None = None, **kwargs: Any
+    ) -> nn.Module:
         numbers = make_spec(name, width=width, stem_stride=stem_stride).network_kwargs()
         stages = tuple(range(len(numbers["strides"])))
         feature_cfg = {"feature_cls": "getter", "out_indices": stages}
-        model = build_model_with_cfg(
+        return build_model_with_cfg(
             VanillaNet, name, pretrained, feature_cfg=feature_cfg, kwargs_filter=("img_size",), **{**numbers, **kwargs}
         )
-        return model  # type: ignore[no-any-return]
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"{name}; takes VanillaNet's keyword arguments, `width` and `stem_stride`."

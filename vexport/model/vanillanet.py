@@ -37,10 +37,8 @@ class SeriesActivation(nn.Module):
         self.act_num = act_num
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel, kernel))
         nn.init.trunc_normal_(self.weight, std=0.02)
-        if deploy:
-            self.bias = nn.Parameter(torch.zeros(channels))
-        else:
-            self.bias = None
+        self.bias = nn.Parameter(torch.zeros(channels)) if deploy else None
+        if not deploy:
             self.bn = nn.BatchNorm2d(channels, eps=BN_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +61,9 @@ class Stage(nn.Module):
         (N, dim, H, W) to (N, dim_out, H / stride, W / stride), or to pool_size.
     """
 
-    def __init__(self, dim: int, dim_out: int, stride: int, *, act_num: int = 3, pool_size: int = 0, deploy: bool = False) -> None:
+    def __init__(
+        self, dim: int, dim_out: int, stride: int, *, act_num: int = 3, pool_size: int = 0, deploy: bool = False
+    ) -> None:
         super().__init__()
         if deploy:
             self.conv = nn.Conv2d(dim, dim_out, 1)
@@ -81,7 +81,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, slope: Tensor) -> Tensor:
         x = self.conv(x) if self.deploy else self.conv2(leaky(self.conv1(x), slope))
-        return self.act(self.pool(x))
+        return self.act(self.pool(x))  # type: ignore[no-any-return]
 
 
 def leaky(x: Tensor, slope: Tensor) -> Tensor:
@@ -92,8 +92,8 @@ def leaky(x: Tensor, slope: Tensor) -> Tensor:
 class VanillaNet(nn.Module):
     """VanillaNet in training form, or in deployed form with `deploy=True`.
 
-    The slope l of A' is a property of the network. While it is below 1 the state dict carries it as `slope`; at 1, where
-    the network can be merged, the state dict has exactly the published names, and a state dict without `slope` means 1.
+    The slope l of A' is a property of the network. While it is below 1 the state dict carries it as `slope`; at 1,
+    where the network can be merged, it has exactly the published names, and a state dict without `slope` means 1.
 
     Args:
         dims: Channels after the stem, then after each stage.
@@ -232,7 +232,9 @@ class VanillaNet(nn.Module):
         if output_fmt != "NCHW":
             raise InputError(f"output format {output_fmt} is not known", hint="VanillaNet's feature maps are NCHW")
         depth = len(self.stages)
-        wanted = range(depth) if indices is None else range(depth - indices, depth) if isinstance(indices, int) else indices
+        wanted = (
+            range(depth) if indices is None else range(depth - indices, depth) if isinstance(indices, int) else indices
+        )
         if any(not -depth <= index < depth for index in wanted):
             raise InputError(f"no such stage in {list(wanted)}", hint=f"the stages are 0 to {depth - 1}")
         take = {index % depth for index in wanted}
@@ -252,13 +254,16 @@ class VanillaNet(nn.Module):
         Raises:
             InputError: the image shrinks to nothing, or an adaptive pool would have to enlarge it.
         """
-        sizes = [tuple((side + 2 * self.stem_padding - STEM_KERNEL) // self.stem_stride + 1 for side in (height, width))]
+        sizes = [
+            tuple((side + 2 * self.stem_padding - STEM_KERNEL) // self.stem_stride + 1 for side in (height, width))
+        ]
         for index, (stride, target) in enumerate(zip(self.strides, self.pool_sizes, strict=True)):
             before = sizes[-1]
             if stride != 1 and target and min(before) < target:
                 raise InputError(
-                    f"an image of {height}x{width} is too small: stage {index} pools {before[0]}x{before[1]} to {target}x{target}",
-                    hint="the adaptive-pool variant is made for 224x224; the plain vanillanet_13_x1_5 takes other sizes",
+                    f"an image of {height}x{width} is too small: stage {index} would pool "
+                    f"{before[0]}x{before[1]} to {target}x{target}",
+                    hint="this variant is made for 224x224; the plain vanillanet_13_x1_5 takes other sizes",
                 )
             sizes.append((target, target) if stride != 1 and target else tuple(side // stride for side in before))
             if min(sizes[-1]) < 1:
@@ -273,7 +278,7 @@ class VanillaNet(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The last layer, for timm."""
-        return self.cls[2] if self.deploy else self.cls2[0]  # type: ignore[return-value]
+        return self.cls[2] if self.deploy else self.cls2[0]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the network a new head with another class count, for timm."""
@@ -316,14 +321,23 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def _check_numbers(
-    dims: Sequence[int], strides: Sequence[int], pool_sizes: Sequence[int], act_num: int, num_classes: int, in_chans: int
+    dims: Sequence[int],
+    strides: Sequence[int],
+    pool_sizes: Sequence[int],
+    act_num: int,
+    num_classes: int,
+    in_chans: int,
 ) -> None:
     problems = []
     if not strides or len(dims) != len(strides) + 1 or len(pool_sizes) != len(strides):
-        problems.append(f"{len(dims)} widths, {len(strides)} strides and {len(pool_sizes)} pool sizes: widths need one entry more")
+        problems.append(
+            f"{len(dims)} widths, {len(strides)} strides and {len(pool_sizes)} pool sizes: widths need one entry more"
+        )
     if min(*dims, *strides, in_chans) < 1:
         problems.append("widths, strides and input channels must be at least 1")
     if act_num < 0 or num_classes < 0:
         problems.append("n of the series activation and the class count cannot be negative")
     if problems:
-        raise InputError("these numbers do not make a VanillaNet", details=problems, hint="vexport.VARIANTS shows the published ones")
+        raise InputError(
+            "these numbers do not make a VanillaNet", details=problems, hint="vexport.VARIANTS shows the published ones"
+        )

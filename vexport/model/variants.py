@@ -48,7 +48,7 @@ class Variant:
         published: The paper's figures.
         stem_stride: Stride of the 4x4 stem.
         stem_padding: Its padding.
-        pool_sizes: Output size of an adaptive max-pool per stage, 0 where the pool is an ordinary one; None for none at all.
+        pool_sizes: Output size of an adaptive max-pool per stage, 0 where the pool is an ordinary one; None: none at all.
         crop_pct: Share of the image that the published evaluation keeps.
     """
 
@@ -72,7 +72,9 @@ def _deep_strides(repeats: int) -> tuple[int, ...]:
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "vanillanet_5": Variant((512, 1024, 2048, 4096), (2, 2, 2), Published(15.5, 5.2, 72.49, 79.66, 1.61, 0.33, 0.27)),
+        "vanillanet_5": Variant(
+            (512, 1024, 2048, 4096), (2, 2, 2), Published(15.5, 5.2, 72.49, 79.66, 1.61, 0.33, 0.27)
+        ),
         "vanillanet_6": Variant(
             (512, 1024, 2048, 4096, 4096), (2, 2, 2, 1), Published(32.5, 6.0, 76.36, 82.86, 2.01, 0.40, 0.33)
         ),
