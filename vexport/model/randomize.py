@@ -38,8 +38,8 @@ def randomize_(module: nn.Module, input_size: tuple[int, int, int], seed: int = 
     """Fill a module with seeded random weights of the kind above, in place.
 
     Convolutions and linear layers get normal weights of variance 2 / fan-in, BatchNorms a scale in [0.5, 1.5] and a
-    small shift, then the statistics of `batch` random images. Layers that are none of these keep what they have. Last, the
-    classifier is scaled so that the logits of other images have unit variance.
+    small shift, then the statistics of `batch` random images. Layers that are none of these keep what they have. Last,
+    the classifier is scaled so that the logits of other images have unit variance.
 
     Args:
         module: Any classification network on images.

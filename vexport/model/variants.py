@@ -48,7 +48,7 @@ class Variant:
         published: The paper's figures.
         stem_stride: Stride of the 4x4 stem.
         stem_padding: Its padding.
-        pool_sizes: Output size of an adaptive max-pool per stage, 0 where the pool is an ordinary one; None: none at all.
+        pool_sizes: Output size of an adaptive max-pool per stage, 0 for an ordinary pool; None: none at all.
         crop_pct: Share of the image that the published evaluation keeps.
     """
 
