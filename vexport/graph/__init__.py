@@ -1,1 +1,1 @@
-"""graph"""
+"""ONNX graphs: writing, rewriting, simplifying and reading them."""

@@ -4,8 +4,8 @@ At slope 1 the activation A' between two convolutions is the identity, so (paper
 
     BN2(W2 * BN1(W1 * x + b1) + b2)
 
-is one convolution. BatchNorm folds into the convolution before it, and a 1x1 convolution composes with the one before
-it by a matrix product. The functions here are pure; `merge_blocks` walks a whole network one block at a time, so that no
+is one convolution. BatchNorm folds into the convolution before it; a 1x1 convolution composes with the one before it
+by a matrix product. The functions here are pure; `merge_blocks` walks a whole network one block at a time, so that no
 more than one block is ever held in float64.
 """
 

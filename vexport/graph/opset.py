@@ -1,0 +1,46 @@
+"""The opset that a graph declares."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import defs, helper, version_converter
+
+from vexport.errors import ExportError
+
+DEFAULT_OPSET = 18  # the newest that TensorRT 8.6 still reads most of
+LEAST_OPSET = 13
+
+
+def set_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Give a graph another opset, and the lowest IR version that goes with it.
+
+    Where every operator has the same definition in both, as the five plain ones have, only the number changes;
+    otherwise onnx converts.
+
+    Raises:
+        ExportError: the opset is not one that onnx knows, or an operator cannot be converted.
+    """
+    newest = defs.onnx_opset_version()
+    if not LEAST_OPSET <= opset <= newest:
+        raise ExportError(f"opset {opset} is not supported", hint=f"choose one from {LEAST_OPSET} to {newest}")
+    current = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset != current and any(_since(node, opset) != _since(node, current) for node in model.graph.node):
+        try:
+            model = version_converter.convert_version(model, opset)
+        except RuntimeError as error:
+            raise ExportError(
+                f"this graph cannot be written in opset {opset}",
+                details=[str(error).splitlines()[0]],
+                hint=f"use opset {current}",
+            ) from error
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", opset))
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import)
+    return model
+
+
+def _since(node: onnx.NodeProto, opset: int) -> int | None:
+    try:
+        return int(defs.get_schema(node.op_type, opset, node.domain).since_version)
+    except defs.SchemaError:
+        return None
