@@ -38,7 +38,7 @@ def name_after_modules(model: onnx.ModelProto) -> None:
 def _name_of(node: onnx.NodeProto, weights: set[str]) -> str:
     own = next((name for name in node.input if name in weights and name.endswith(".weight")), None)
     if own is not None:
-        return own.removesuffix(".weight")
+        return str(own).removesuffix(".weight")
     first = next((name for name in node.input if name and name not in weights), "")
     return f"{first}.{node.op_type.lower()}" if first else node.op_type.lower()
 

@@ -1,1 +1,1 @@
-"""pipeline"""
+"""One verb per file: the only place where stages meet. Each takes and returns artifacts."""
