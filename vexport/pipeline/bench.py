@@ -190,7 +190,7 @@ def _case(path: Path, runner: Runner, sha256: str, batch: int) -> Case:
     from vexport.model.baselines import BASELINES
 
     manifest = read_manifest(path)
-    model = manifest.facts.get("model") if manifest else None
+    model = str(manifest.facts.get("model")) if manifest else ""
     size = tuple(side or 224 for side in runner.input_shape[1:])
     if runner.input_shape[0] not in (None, batch):
         raise InputError(

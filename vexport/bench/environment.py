@@ -1,0 +1,93 @@
+"""What a latency was measured on. Whatever this system does not tell is None."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from vexport.deps import tool_versions
+
+CPUINFO = Path("/proc/cpuinfo")
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+def describe_environment() -> dict[str, Any]:
+    """CPU, operating system, versions, load and GPUs, as plain values."""
+    return {
+        "cpu": cpu_name(),
+        "logical_cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
+        "cpu_quota_cores": cpu_quota_cores(),
+        "torch_threads": _torch_threads(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "versions": tool_versions("torch", "onnxruntime", "numpy"),
+        "load_average": load_average(),
+        "gpus": gpu_names(),
+    }
+
+
+def cpu_name() -> str | None:
+    """Name of the processor, as the system gives it."""
+    try:
+        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip().lower() in ("model name", "hardware") and value.strip():
+                return value.strip()
+    except OSError:
+        pass  # not Linux
+    if platform.system() == "Darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        try:
+            name = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            name = ""
+        if name:
+            return name
+    return platform.processor() or platform.machine() or None
+
+
+def usable_cores() -> int | None:
+    """Logical cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        return os.cpu_count()
+
+
+def cpu_quota_cores() -> float | None:
+    """Cores' worth of time that a container's limit allows; None where there is no limit."""
+    try:
+        quota, period = CPU_MAX.read_text(encoding="ascii").split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def load_average() -> list[float] | None:
+    """Runnable processes over the last 1, 5 and 15 minutes."""
+    try:
+        return [round(value, 2) for value in os.getloadavg()]
+    except (AttributeError, OSError):
+        return None
+
+
+def gpu_names() -> list[str]:
+    """CUDA devices that PyTorch can use."""
+    try:
+        import torch
+
+        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    except (ImportError, OSError, RuntimeError, AssertionError):
+        return []  # a broken driver is no reason to fail a CPU measurement
+
+
+def _torch_threads() -> int | None:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return None
+    return torch.get_num_threads()

@@ -1,0 +1,189 @@
+"""From samples to rows, verdicts in words, and one JSON document.
+
+Networks of different input sizes are never compared: a ratio is between rows of one input size, backend, precision and
+batch. Published figures have fields of their own and enter no ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vexport.bench.clock import Ratio, Samples, ratio
+
+SCHEMA = 1
+BASELINE = "resnet50"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was measured.
+
+    Args:
+        network: Variant or baseline.
+        backend: As the runner names it.
+        precision: `FP32`, `FP16` ...
+        batch: Images per call.
+        input_size: C, H and W.
+        artifact_sha256: Hash of the file that ran; None where there is none.
+        published_top1: ImageNet top-1 in per cent, as published.
+        published_a100_ms: Latency on an A100, as published.
+    """
+
+    network: str
+    backend: str
+    precision: str
+    batch: int
+    input_size: tuple[int, int, int]
+    artifact_sha256: str | None = None
+    published_top1: float | None = None
+    published_a100_ms: float | None = None
+
+    @property
+    def comparable(self) -> tuple[object, ...]:
+        """Rows with the same value may be compared."""
+        return (self.input_size, self.backend, self.precision, self.batch)
+
+
+@dataclass(frozen=True)
+class Row(Case):
+    """What was measured and what came out.
+
+    Args:
+        median_ms: Latency of one call; like all figures NaN where nothing was measured.
+        p90_ms: 90 per cent of the calls do not exceed it.
+        p99_ms: Likewise.
+        cv: Coefficient of variation.
+        images_per_s: Batch by median latency.
+        ratio: Median by ResNet-50's of the same input size, backend, precision and batch; None where there is none.
+        unstable: Whether the figures deserve doubt.
+        count: Measured calls.
+        error: What the candidate failed with.
+    """
+
+    median_ms: float = math.nan
+    p90_ms: float = math.nan
+    p99_ms: float = math.nan
+    cv: float = math.nan
+    images_per_s: float = math.nan
+    ratio: Ratio | None = None
+    unstable: bool = True
+    count: int = 0
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; None for what is not a number, which JSON does not know."""
+        values = {**asdict(self), "input_size": list(self.input_size)}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Everything that one measurement gave.
+
+    Args:
+        rows: One per candidate.
+        samples: Their raw samples, in the same order.
+        environment: What they were measured on.
+        settings: How.
+    """
+
+    rows: tuple[Row, ...]
+    samples: tuple[Samples, ...]
+    environment: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def groups(self) -> dict[tuple[int, int, int], tuple[Row, ...]]:
+        """Rows by input size, in the order of first appearance."""
+        sizes = dict.fromkeys(row.input_size for row in self.rows)
+        return {size: tuple(row for row in self.rows if row.input_size == size) for size in sizes}
+
+    def to_json(self) -> dict[str, Any]:
+        """The document: groups of rows, each row with its raw samples round by round, in nanoseconds."""
+        with_samples = [
+            (row, {**row.to_json(), "samples_ns": [list(part) for part in samples.rounds_ns]})
+            for row, samples in zip(self.rows, self.samples, strict=True)
+        ]
+        groups = [
+            {
+                "input_size": list(size),
+                "rows": [data for row, data in with_samples if row.input_size == size],
+                "verdicts": verdicts(rows),
+            }
+            for size, rows in self.groups().items()
+        ]
+        return {
+            "schema": SCHEMA,
+            "tool": "vexport",
+            "baseline": BASELINE,
+            "groups": groups,
+            "environment": dict(self.environment),
+            "settings": dict(self.settings),
+        }
+
+
+def make_report(
+    measured: Sequence[tuple[Case, Samples]], *, environment: Mapping[str, Any], settings: Mapping[str, Any]
+) -> BenchReport:
+    """Summarise samples, each beside ResNet-50 of its kind where that was measured.
+
+    Args:
+        measured: What was measured, with its samples; all of one clock run, so that rounds match.
+        environment: What it was measured on.
+        settings: How.
+    """
+    baselines: dict[tuple[object, ...], Samples] = {}
+    for case, samples in measured:
+        if case.network == BASELINE:
+            baselines.setdefault(case.comparable, samples)
+    rows = tuple(_row(case, samples, baselines.get(case.comparable)) for case, samples in measured)
+    return BenchReport(rows, tuple(samples for _, samples in measured), dict(environment), dict(settings))
+
+
+def _row(case: Case, samples: Samples, baseline: Samples | None) -> Row:
+    median_ms = samples.median_ms
+    return Row(
+        **asdict(case),
+        median_ms=median_ms,
+        p90_ms=samples.p90_ms,
+        p99_ms=samples.p99_ms,
+        cv=samples.cv,
+        images_per_s=1000 * case.batch / median_ms if median_ms > 0 else math.nan,
+        ratio=ratio(samples, baseline) if baseline is not None else None,
+        unstable=samples.unstable,
+        count=samples.count,
+        error=samples.error,
+    )
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """One sentence per row that stands beside ResNet-50, and one per row that failed."""
+    said = []
+    for row in rows:
+        if row.error is not None:
+            said.append(f"{row.network} failed at {_where(row)}: {row.error}")
+        elif row.ratio is not None and row.network != BASELINE:
+            shaky = [other for other in rows if other.unstable and other.comparable == row.comparable]
+            names = [other.network for other in shaky if other is row or other.network == BASELINE]
+            doubt = f"; unstable: {' and '.join(dict.fromkeys(names))}" if names else ""
+            said.append(f"{_compared(row, row.ratio)} at {_where(row)}{doubt}")
+    return said
+
+
+def _compared(row: Row, found: Ratio) -> str:
+    if found.low > 1:
+        return f"{row.network} takes {found.value:.2f}x the time of {BASELINE} ({found.low:.2f} to {found.high:.2f})"
+    if found.high < 1:
+        gain = found.inverse()
+        return f"{row.network} is {gain.value:.2f}x faster than {BASELINE} ({gain.low:.2f} to {gain.high:.2f})"
+    return (
+        f"{row.network} and {BASELINE} cannot be told apart: "
+        f"{found.value:.2f}x the time ({found.low:.2f} to {found.high:.2f})"
+    )
+
+
+def _where(row: Row) -> str:
+    _, height, width = row.input_size
+    return f"{row.precision}, batch {row.batch}, {height}x{width}, {row.backend}"

@@ -1,0 +1,134 @@
+"""What every backend offers: a callable from images to logits that says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vexport.errors import InputError
+
+Array = npt.NDArray[Any]
+
+# What one call covers, for whoever reads a latency.
+CALL_INCLUDES = ("images from host memory", "the network", "logits to host memory")
+CALL_EXCLUDES = ("reading and decoding of images", "resizing and normalising", "softmax")
+
+
+class Runner(Protocol):
+    """A network ready to answer: arrays in, arrays out, and done when the call returns."""
+
+    @property
+    def name(self) -> str:
+        """What it was opened from."""
+
+    @property
+    def backend(self) -> str:
+        """Who computes, as `pytorch eager FP32` or `onnxruntime CPU`."""
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """N, C, H and W; None where any size goes."""
+
+    def __call__(self, images: Array) -> Array:
+        """Logits float32 (N, classes) of images float32 (N, C, H, W).
+
+        Raises:
+            InputError: rank, shape or dtype is not the network's.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Versions, providers in use, threads, and what a call includes and excludes."""
+
+    def close(self) -> None:
+        """Let go of the network; a closed runner answers no more."""
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def require_images(images: Array, shape: tuple[int | None, ...], dtypes: Sequence[str] = ("float32",)) -> None:
+    """Refuse images that a network does not take.
+
+    Args:
+        images: What was given.
+        shape: N, C, H and W that are taken; None where any size from 1 goes.
+        dtypes: Names of the dtypes that are taken.
+
+    Raises:
+        InputError: it is no array, or rank, shape or dtype differ.
+    """
+    if not isinstance(images, np.ndarray):
+        kind = type(images).__name__
+        raise InputError(f"the images are a {kind}, not an array", hint="give a numpy array, as tensor.numpy() makes")
+    if images.dtype not in [np.dtype(name) for name in dtypes]:
+        wanted = " or ".join(dtypes)
+        raise InputError(f"the images are {images.dtype}, not {wanted}", hint=f"images.astype('{dtypes[0]}')")
+    fits = images.ndim == len(shape) and all(
+        side >= 1 and want in (None, side) for side, want in zip(images.shape, shape, strict=True)
+    )
+    if not fits:
+        raise InputError(
+            f"the images are {times(images.shape)}, the network takes {times(shape)}",
+            hint="the axes are images, channels, height and width; there is at least one image",
+        )
+
+
+def require_logits(logits: object, images: int, name: str) -> Array:
+    """Refuse an output that is not one row of class scores per image.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(logits, np.ndarray):
+        raise InputError(f"{name} answers with a {type(logits).__name__}, not an array", hint=_NOT_CLASSIFIER)
+    if logits.ndim != 2 or logits.shape[0] != images or logits.shape[1] < 1:
+        raise InputError(
+            f"{name} answers {images} images with an output of {times(logits.shape)}, not {images}xclasses",
+            hint=_NOT_CLASSIFIER,
+        )
+    return logits
+
+
+_NOT_CLASSIFIER = "only classifiers with one output (images, classes) can be run"
+
+
+def require_threads(threads: int | None) -> None:
+    """Refuse a thread count below 1.
+
+    Raises:
+        InputError: it is.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"{threads} threads cannot compute", hint="give 1 or more, or none for the backend's choice")
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path at which there is no readable, non-empty file.
+
+    Raises:
+        InputError: it is missing, a folder, empty or unreadable.
+    """
+    if not path.exists():
+        raise InputError(f"no such file: {path}", hint="give the path of a checkpoint or graph")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder", hint="give the path of a checkpoint or graph inside it")
+    try:
+        with path.open("rb") as stream:
+            empty = not stream.read(1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from error
+    if empty:
+        raise InputError(f"{path} is empty", hint="copy or make it again")
+
+
+def times(shape: Sequence[int | None]) -> str:
+    """A shape for people: `1x3x224x224`, with N for any number."""
+    return "x".join("N" if side is None else str(side) for side in shape) or "a single number"
