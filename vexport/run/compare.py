@@ -42,7 +42,7 @@ class Agreement:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; None for what is not a finite number, which JSON does not know."""
-        return _jsonable(asdict(self))
+        return {key: _jsonable(value) for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,7 @@ class _Sums:
     def agreement(self) -> Agreement:
         if not self.finite:
             return Agreement(self.images, math.nan, math.nan, math.nan, math.nan, finite=False)
-        if self.max_abs == 0:
-            rel = 0.0
-        else:
-            rel = self.max_abs / self.max_reference if self.max_reference else math.inf
+        rel = self.max_abs / self.max_reference if self.max_reference else (math.inf if self.max_abs else 0.0)
         length = math.sqrt(self.norm_a) * math.sqrt(self.norm_b)
         cosine = self.dot / length if length else float(self.max_abs == 0)
         share = self.same_class / self.images

@@ -1,7 +1,8 @@
 """From a folder of image files to a network's input.
 
-The steps are those of the usual ImageNet evaluation (torchvision's Resize and CenterCrop as timm sets them up): resize so
-that the crop is `crop_pct` of the shorter side, crop the centre, normalise. EXIF orientation is ignored there, and here.
+The steps are those of the usual ImageNet evaluation (torchvision's Resize and CenterCrop as timm sets them up): resize
+so that the crop is `crop_pct` of the shorter side, crop the centre, normalise. EXIF orientation is ignored there, and
+here.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# What Pillow raises on damaged files, by format.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def load_images(folder: Path, preprocessing: Preprocessing, limit: int = 16) -> Array:
@@ -93,15 +96,7 @@ def load_image(path: Path, preprocessing: Preprocessing) -> Array:
             pixels = image.convert(MODES[preprocessing.input_size[0]])
     except InputError:
         raise
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except DAMAGED as error:
         raise InputError(
             f"the image {path} cannot be read", details=[str(error)[:200]], hint="remove it or copy it again"
         ) from error

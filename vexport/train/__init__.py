@@ -1,1 +1,1 @@
-"""train"""
+"""Deep training: recipes in, checkpoints that can be merged out. Needs the extra `train`."""

@@ -1,0 +1,64 @@
+"""The environment: plain values here, and no crash elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from vexport.bench import environment
+
+
+def test_it_is_plain_values() -> None:
+    said = json.loads(json.dumps(environment.describe_environment(), allow_nan=False))
+    assert said["usable_cores"] >= 1
+    assert said["torch_threads"] == torch.get_num_threads()
+    assert said["python"] == platform.python_version()
+    assert set(said["versions"]) == {"vexport", "torch", "onnxruntime", "numpy"}
+    assert len(said["gpus"]) == torch.cuda.device_count()
+
+
+@pytest.mark.parametrize("system", ["Darwin", "Windows", ""])
+def test_it_never_crashes_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, system: str) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(environment, "CPU_MAX", tmp_path / "none")
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "")
+    monkeypatch.setattr(subprocess, "run", fails)
+    monkeypatch.setattr(torch.cuda, "device_count", fails)
+    monkeypatch.delattr(os, "getloadavg", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    said = environment.describe_environment()
+    assert said["cpu"] is None
+    assert said["load_average"] is None
+    assert said["cpu_quota_cores"] is None
+    assert said["gpus"] == []
+    assert said["usable_cores"] == os.cpu_count()
+
+
+def test_the_processor_is_read_from_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Example CPU @ 2.0GHz: rev 1\n", encoding="utf-8")
+    monkeypatch.setattr(environment, "CPUINFO", info)
+    assert environment.cpu_name() == "Example CPU @ 2.0GHz: rev 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("150000 100000\n", 1.5), ("max 100000\n", None), ("nonsense", None), ("1 0", None)]
+)
+def test_a_containers_limit_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, cores: float | None
+) -> None:
+    limit = tmp_path / "cpu.max"
+    limit.write_text(text, encoding="ascii")
+    monkeypatch.setattr(environment, "CPU_MAX", limit)
+    assert environment.cpu_quota_cores() == cores

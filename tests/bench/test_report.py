@@ -1,0 +1,115 @@
+"""The report: what is compared with what, in which words, and one document that JSON can hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from vexport.bench.clock import Samples
+from vexport.bench.report import BenchReport, Case, make_report, verdicts
+
+FULL, SMALL = (3, 224, 224), (1, 8, 8)
+NINE = Case("vanillanet_9", "onnxruntime CPU", "FP32", 1, FULL, "ab12", 79.87, 2.91)
+RESNET = replace(NINE, network="resnet50", artifact_sha256=None, published_top1=79.8, published_a100_ms=7.64)
+
+
+def taking(*rounds_ms: float, error: str | None = None, spread: float = 0.0) -> Samples:
+    """Rounds of four calls around the same duration."""
+    steps = (-spread, 0, 0, spread)
+    return Samples("", tuple(tuple(int(ms * (1 + step) * 1e6) for step in steps) for ms in rounds_ms), error)
+
+
+def report(*measured: tuple[Case, Samples]) -> BenchReport:
+    return make_report(measured, environment={"cpu": "Example"}, settings={"rounds": 3})
+
+
+def test_a_row_has_its_figures_and_ratio() -> None:
+    nine, resnet = report((NINE, taking(20, 20, 20)), (RESNET, taking(10, 10, 10))).rows
+    assert (nine.median_ms, nine.p90_ms, nine.p99_ms, nine.cv, nine.images_per_s) == (20, 20, 20, 0, 50)
+    assert nine.ratio is not None
+    assert nine.ratio.value == 2
+    assert resnet.ratio is not None
+    assert resnet.ratio.value == 1
+    assert (nine.published_top1, nine.published_a100_ms, nine.artifact_sha256) == (79.87, 2.91, "ab12")
+    assert not nine.unstable
+
+
+def test_throughput_counts_the_batch() -> None:
+    (row,) = report((replace(NINE, batch=8), taking(20))).rows
+    assert row.images_per_s == 400
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"input_size": SMALL}, {"backend": "pytorch eager FP32"}, {"batch": 8}, {"precision": "FP16"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_only_like_is_compared_with_like(other: dict[str, object]) -> None:
+    made = report((replace(NINE, **other), taking(1, 1)), (RESNET, taking(10, 10)))  # type: ignore[arg-type]
+    assert made.rows[0].ratio is None
+    assert verdicts(made.rows) == []
+
+
+def test_rows_are_grouped_by_input_size() -> None:
+    small = replace(NINE, network="digits", input_size=SMALL)
+    made = report((NINE, taking(20)), (small, taking(1)), (RESNET, taking(10)))
+    assert [[row.network for row in rows] for rows in made.groups().values()] == [
+        ["vanillanet_9", "resnet50"],
+        ["digits"],
+    ]
+
+
+def test_slower_in_words() -> None:
+    made = report((NINE, taking(19.8, 19, 20.5)), (RESNET, taking(10, 10, 10)))
+    assert verdicts(made.rows) == [
+        "vanillanet_9 takes 1.98x the time of resnet50 (1.90 to 2.05) at FP32, batch 1, 224x224, onnxruntime CPU"
+    ]
+
+
+def test_faster_in_words() -> None:
+    made = report((NINE, taking(8, 8, 8)), (RESNET, taking(10, 10, 10)))
+    assert verdicts(made.rows) == [
+        "vanillanet_9 is 1.25x faster than resnet50 (1.25 to 1.25) at FP32, batch 1, 224x224, onnxruntime CPU"
+    ]
+
+
+def test_equal_within_the_interval_in_words() -> None:
+    made = report((NINE, taking(9.8, 10, 10.2)), (RESNET, taking(10, 10, 10)))
+    (said,) = verdicts(made.rows)
+    assert said.startswith("vanillanet_9 and resnet50 cannot be told apart: 1.00x the time (0.98 to 1.02)")
+
+
+def test_doubt_is_said() -> None:
+    made = report((NINE, taking(20, 20, spread=0.5)), (RESNET, taking(10, 10)))
+    assert verdicts(made.rows)[0].endswith("; unstable: vanillanet_9")
+    both = report((NINE, taking(20, 20)), (RESNET, taking(10, 10, spread=0.5)))
+    assert verdicts(both.rows)[0].endswith("; unstable: resnet50")
+
+
+def test_a_failure_is_a_row_and_a_sentence() -> None:
+    made = report((NINE, taking(error="RuntimeError: out of memory")), (RESNET, taking(10, 10)))
+    assert made.rows[0].ratio is None
+    assert verdicts(made.rows) == [
+        "vanillanet_9 failed at FP32, batch 1, 224x224, onnxruntime CPU: RuntimeError: out of memory"
+    ]
+    nobody = report((NINE, taking(10, 10)), (RESNET, taking(error="RuntimeError: no")))
+    assert nobody.rows[0].ratio is None
+
+
+def test_the_document_is_strict_json_with_raw_samples() -> None:
+    failed = replace(NINE, network="swin_tiny")
+    made = report((NINE, taking(20, 21)), (RESNET, taking(10, 10)), (failed, taking(error="RuntimeError: no")))
+    document = json.loads(json.dumps(made.to_json(), allow_nan=False))
+    assert document["schema"] == 1
+    assert document["environment"] == {"cpu": "Example"}
+    assert document["settings"] == {"rounds": 3}
+    (group,) = document["groups"]
+    assert group["input_size"] == [3, 224, 224]
+    nine, resnet, swin = group["rows"]
+    assert nine["samples_ns"] == [[20_000_000] * 4, [21_000_000] * 4]
+    assert nine["ratio"]["low"] <= nine["ratio"]["value"] <= nine["ratio"]["high"]
+    assert resnet["published_top1"] == 79.8
+    assert (swin["median_ms"], swin["ratio"], swin["error"]) == (None, None, "RuntimeError: no")
+    assert len(group["verdicts"]) == 2
