@@ -12,7 +12,16 @@ from vexport._timm_hook import install as _register_with_timm
 
 _WHERE = {
     "VARIANTS": "vexport.model.variants",
+    "VexportError": "vexport.errors",
+    "Workspace": "vexport.workspace",
+    "bench": "vexport.pipeline.bench",
+    "check_parity": "vexport.pipeline.check",
+    "export_graph": "vexport.pipeline.export",
+    "fuse_checkpoint": "vexport.pipeline.fuse",
+    "load_network": "vexport.model.checkpoint",
     "make_spec": "vexport.model.variants",
+    "open_runner": "vexport.run",
+    "train_recipe": "vexport.pipeline.train",
 }
 
 __all__ = sorted(_WHERE)

@@ -1,241 +1,319 @@
-"""Recipes: YAML to frozen models, with every error at once and its line."""
+"""Recipes: from YAML to frozen models, with every error at once and the line it stands on.
+
+A recipe's first line is a comment with the command that runs it. One that ships with the package is named without a
+path (`quickstart`); anything else is a path.
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vexport.errors import RecipeError
 
 Location = tuple[str | int, ...]
+Finding = tuple[Location, str]
+
+
+def _no_bool(value: object) -> object:
+    # Python counts True as 1, and YAML reads `yes` and `on` as True.
+    if isinstance(value, bool):
+        raise ValueError(f"should be a number, not {str(value).lower()}")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Share = Annotated[Float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class DataSection(_Section):
-    """What is learnt from.
+class NetworkSection(_Section):
+    """Which network: a variant, at another width or n where wanted; the data give classes and channels."""
 
-    Args:
-        name: `digits`: scikit-learn's 1797 handwritten digits of 8x8.
-        size: Height and width of the network's input.
-        held_out: Images that training never sees.
-        split_seed: Decides which.
-        shift: Pixels of the input by which training images move at random.
-    """
-
-    name: Literal["digits"] = "digits"
-    size: int = Field(32, ge=8)
-    held_out: int = Field(360, ge=10, le=1000)
-    split_seed: int = 0
-    shift: int = Field(0, ge=0)
+    model: str
+    width: Annotated[Float, Field(gt=0)] = 1.0
+    act_num: Annotated[Int, Field(ge=0)] = 3
+    drop_rate: Annotated[Float, Field(ge=0, lt=1)] = 0.0
 
 
 class DeepTrainingSection(_Section):
-    """Ramp of the activation slope from 0 to 1 (paper, section 3.1).
+    """The slope's ramp from 0 to 1 over `decay_epochs` (0: none, the slope is 1 throughout), then held."""
 
-    Args:
-        decay_epochs: Length of the ramp; 0 starts at slope 1.
-        decay: `linear` or `cosine`.
-        per: Whether the slope moves with every `step` or every `epoch`.
-    """
-
-    decay_epochs: int = Field(ge=0)
+    decay_epochs: Annotated[Float, Field(ge=0)] = 100.0
     decay: Literal["linear", "cosine"] = "linear"
-    per: Literal["step", "epoch"] = "step"
+    per: Literal["step", "epoch"] = "epoch"
+
+
+class AugmentSection(_Section):
+    """Random affine moves of the training images: degrees, and shares of the size and of the side."""
+
+    rotate_deg: Annotated[Float, Field(ge=0, le=180)] = 0.0
+    scale: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    shift: Share = 0.0
+
+
+class DataSection(_Section):
+    """scikit-learn's digits: which share is held out, from which seed, and the side they are enlarged to."""
+
+    name: Literal["digits"]
+    held_out: Annotated[Float, Field(gt=0, lt=1)] = 0.2
+    split_seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
+    image_size: Annotated[Int, Field(ge=8, le=256)] = 32
+    augment: AugmentSection = AugmentSection()
 
 
 class OptimizerSection(_Section):
-    """timm's optimiser, and a cosine schedule after a linear warm-up."""
+    """Optimiser; one-dimensional tensors and biases get no weight decay."""
 
-    name: Literal["lamb", "adamw", "sgd"] = "lamb"
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_epochs: int = Field(0, ge=0)
+    name: Literal["adamw", "lamb", "sgd"] = "lamb"
+    lr: Annotated[Float, Field(gt=0)]
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+
+
+class ScheduleSection(_Section):
+    """Learning rate: linear warm-up, then half a cosine down to `min_lr`."""
+
+    warmup_epochs: Annotated[Float, Field(ge=0)] = 5.0
+    min_lr: Annotated[Float, Field(ge=0)] = 0.0
+
+
+class LossSection(_Section):
+    """Cross-entropy, or the paper's binary cross-entropy per class."""
+
+    name: Literal["bce", "ce"] = "bce"
+    label_smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.1
+
+
+class EmaSection(_Section):
+    """Moving average of the weights; with `warmup` its decay grows from 0, so that a short run averages its end."""
+
+    decay: Annotated[Float, Field(ge=0, lt=1)] = 0.9999
+    warmup: bool = True
 
 
 class Recipe(_Section):
     """Everything that a training run depends on.
 
     Args:
-        model: Variant.
-        width: Width multiplier.
-        act_num: n of the series activation.
-        data: See DataSection.
-        epochs: Passes over the training images.
-        batch_size: Images per step.
-        seed: Of weights, order and augmentation.
-        deep_training: See DeepTrainingSection.
-        optimizer: See OptimizerSection.
-        label_smoothing: Share of the target spread over all classes.
-        drop_rate: Dropout before the head.
-        ema_decay: Of the moving average of the weights.
+        name: Stem of the files that it writes; the recipe file's stem unless given.
     """
 
-    model: str
-    width: float = Field(1.0, gt=0)
-    act_num: int = Field(3, ge=0)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+    seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
+    epochs: Annotated[Int, Field(ge=1)]
+    batch_size: Annotated[Int, Field(ge=2)]  # BatchNorm after the head's pool needs two values per channel
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    network: NetworkSection
+    deep_training: DeepTrainingSection = DeepTrainingSection()
     data: DataSection
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    seed: int = 0
-    deep_training: DeepTrainingSection
     optimizer: OptimizerSection
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    drop_rate: float = Field(0.0, ge=0, lt=1)
-    ema_decay: float = Field(0.99, ge=0, lt=1)
+    schedule: ScheduleSection = ScheduleSection()
+    loss: LossSection = LossSection()
+    ema: EmaSection = EmaSection()
 
-
-def recipes_folder() -> Path:
-    """Where the shipped recipes are: inside the installed package, or beside it in a clone."""
-    inside = Path(__file__).with_name("recipes")
-    return inside if inside.is_dir() else Path(__file__).parent.with_name("recipes")
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as plain types, defaults included."""
+        return self.model_dump(mode="json")
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of a recipe's content, whatever the order and comments of its file."""
-    return hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a recipe's content; comments, order and spelling of numbers do not matter."""
+    text = json.dumps(recipe.to_json(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def recipe_name(name_or_path: str) -> str:
-    """What the artifacts of a recipe are called."""
-    return Path(name_or_path).stem if _is_path(name_or_path) else name_or_path
+def recipes_folder() -> Path:
+    """The folder of the recipes that ship with the package: inside a wheel, beside the package in a checkout."""
+    package = Path(__file__).parent
+    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name (of those shipped) or by path.
-
-    Args:
-        name_or_path: `quickstart`, or the path of a .yaml file.
-        overrides: `optimizer.lr=1e-3` and the like; they win over the file.
-
-    Raises:
-        RecipeError: there is no such recipe, or it has errors; every one is listed with its line.
-    """
-    path = _find(name_or_path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not text", hint="a recipe is a YAML file in UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"{path}:{mark.line + 1}: " if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise RecipeError(
-            f"{path} is not YAML", details=[f"{line}{problem}"], hint="mend the syntax at that line"
-        ) from error
-    if not isinstance(root, yaml.MappingNode):
-        raise RecipeError(f"{path} holds no recipe", hint="a recipe is a mapping: `model: vanillanet_5` and so on")
-    lines = dict(_lines(root, ()))
-    data = yaml.safe_load(text)
-    problems = [f"{path}:{line}: {key}: given twice" for key, line in _duplicates(root, "")]
-    data, origins, wrong = _apply(data, overrides)
-    problems += wrong
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        for item in error.errors():
-            problems.append(_describe(path, item["loc"], item["type"], item["msg"], lines, origins))
-    if problems:
-        count = "an error" if len(problems) == 1 else f"{len(problems)} errors"
-        raise RecipeError(f"{path} has {count}", details=problems, hint="mend these lines; nothing was started")
-    return recipe
-
-
-def _is_path(name: str) -> bool:
-    return "/" in name or "\\" in name or name.endswith((".yaml", ".yml"))
-
-
-def _find(name: str) -> Path:
-    if _is_path(name):
-        path = Path(name)
-        if not path.is_file():
-            raise RecipeError(f"no such file: {path}", hint=f"shipped recipes go by name: {', '.join(_shipped())}")
-        return path
-    path = recipes_folder() / f"{name}.yaml"
-    if not path.is_file():
-        near = difflib.get_close_matches(name, _shipped(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(_shipped())}; or give a path"
-        raise RecipeError(f"no recipe '{name}'", hint=hint)
-    return path
-
-
-def _shipped() -> list[str]:
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
     return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 
 
-def _lines(node: yaml.Node, at: Location) -> Iterator[tuple[Location, int]]:
-    """Line of every key, by its place."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*at, str(key.value))
-            yield here, key.start_mark.line + 1
-            yield from _lines(value, here)
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The file of a shipped recipe's name, or of a path.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    text, path = str(name_or_path), Path(name_or_path)
+    named = len(path.parts) == 1 and path.suffix not in (".yaml", ".yml")
+    found = recipes_folder() / f"{text}.yaml" if named else path
+    if found.is_file():
+        return found
+    if not named and path.is_dir():
+        raise RecipeError(f"{path} is a folder", hint="name the recipe's file")
+    shipped = shipped_recipes()
+    near = difflib.get_close_matches(path.stem, shipped, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"the recipes that ship with vexport: {', '.join(shipped) or 'none'}"
+    raise RecipeError(f"unknown recipe '{text}'" if named else f"there is no recipe {path}", hint=hint)
 
 
-def _duplicates(node: yaml.Node, at: str) -> Iterator[tuple[str, int]]:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: set[str] = set()
-    for key, value in node.value:
-        if key.value in seen:
-            yield f"{at}{key.value}", key.start_mark.line + 1
-        seen.add(key.value)
-        yield from _duplicates(value, f"{at}{key.value}.")
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
 
+    Args:
+        name_or_path: A shipped recipe's name, or a path.
+        overrides: `section.field=value`, the value in YAML; the last of two for one field counts.
 
-def _apply(data: Any, overrides: Sequence[str]) -> tuple[Any, dict[Location, str], list[str]]:
-    """Data with overrides put in, where each came from, and those that make no sense."""
-    origins: dict[Location, str] = {}
-    wrong = []
+    Raises:
+        RecipeError: there is no such recipe, or it has errors; each is a line of `details`.
+    """
+    path = find_recipe(name_or_path)
+    data, origins, findings = _read(path)
+    data.setdefault("name", path.stem)
     for override in overrides:
-        place, equals, value = override.partition("=")
-        keys = tuple(place.strip().split("."))
-        if not equals or not all(keys):
-            wrong.append(f"--set {override}: write it as optimizer.lr=1e-3")
-            continue
-        inner = data
-        for key in keys[:-1]:
-            inner = inner.setdefault(key, {}) if isinstance(inner, dict) else None
-        if not isinstance(inner, dict):
-            wrong.append(f"--set {override}: {'.'.join(keys[:-1])} holds no fields")
-            continue
+        findings += _override(data, origins, override)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        findings += [_locate(origins, *_in_words(item)) for item in error.errors(include_url=False)]
+    else:
+        findings += [_locate(origins, *finding) for finding in _check_together(recipe)]
+        if not findings:
+            return recipe
+    count = f"{len(findings)} error{'s' if len(findings) > 1 else ''}"
+    raise RecipeError(f"{path} has {count}", details=findings, hint="correct the lines above")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Location, str], list[str]]:
+    """A recipe's data, where each of its fields stands, and its duplicate keys."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         try:
-            inner[keys[-1]] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            wrong.append(f"--set {override}: the value is not YAML")
-            continue
-        origins[keys] = f"--set {place.strip()}"
-    return data, origins, wrong
+            node = loader.get_single_node()
+            data = loader.construct_document(node) if node is not None else None
+        finally:
+            loader.dispose()
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read", details=[str(error.strerror)], hint="check the file") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"{path}:{mark.line + 1}" if mark else str(path)
+        text = error.problem or error.context
+        raise RecipeError(f"{path} is not YAML", details=[f"{line}: {text}"], hint="correct this line") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        text = " ".join(str(error).split())
+        raise RecipeError(f"{path} is not YAML", details=[f"{path}: {text}"], hint="a recipe is a text file") from error
+    if not isinstance(data, dict):
+        what = "is empty" if data is None else f"holds a {type(data).__name__}, not fields"
+        raise RecipeError(f"{path} {what}", hint=f"a recipe has the fields {', '.join(Recipe.model_fields)}")
+    origins: dict[Location, str] = {(): f"{path}:1"}
+    duplicates: list[str] = []
+    _walk(node, (), str(path), origins, duplicates, set())
+    return data, origins, duplicates
 
 
-def _describe(
-    path: Path, place: Location, kind: str, message: str, lines: Mapping[Location, int], origins: Mapping[Location, str]
-) -> str:
-    dotted = ".".join(str(key) for key in place)
-    where = origins.get(place)
-    if where is None:
-        known = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), 1)
-        where = f"{path}:{known}: {dotted}"
-    if kind == "extra_forbidden":
-        return f"{where}: no such field; the fields are {', '.join(_fields(place[:-1]))}"
-    return f"{where}: {message[0].lower()}{message[1:]}"
+def _walk(
+    node: yaml.Node, at: Location, name: str, origins: dict[Location, str], duplicates: list[str], seen: set[int]
+) -> None:
+    if id(node) in seen:  # an alias: its fields stand where the anchor is; also ends an anchor that contains itself
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            origins[(*at, index)] = f"{name}:{item.start_mark.line + 1}"
+            _walk(item, (*at, index), name, origins, duplicates, seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            here, line = (*at, str(key.value)), key.start_mark.line + 1
+            if key.value in lines:
+                duplicates.append(f"{name}:{line}: {_dotted(here)}: given before, on line {lines[key.value]}")
+            lines[key.value] = line
+            origins[here] = f"{name}:{line}"
+            _walk(value, here, name, origins, duplicates, seen)
 
 
-def _fields(place: Location) -> list[str]:
+def _override(data: dict[str, Any], origins: dict[Location, str], override: str) -> list[str]:
+    """Set one field in `data`; what is wrong with the request itself."""
+    dotted, equals, text = override.partition("=")
+    path = tuple(dotted.strip().split("."))
+    if not equals or not all(path):
+        return [f"--set {override}: should be section.field=value"]
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        return [f"--set {dotted}: {' '.join(str(error).split())}"]
+    target = data
+    for depth, part in enumerate(path[:-1]):
+        inner = target.get(part)
+        if inner is not None and not isinstance(inner, dict):
+            return [f"--set {dotted}: {_dotted(path[: depth + 1])} is a value and has no fields"]
+        # A copy: two fields of a recipe may be one object, through an anchor.
+        target[part] = dict(inner) if inner else {}
+        origins.setdefault(path[: depth + 1], "--set")
+        target = target[part]
+    target[path[-1]] = value
+    for inside in [key for key in origins if key[: len(path)] == path]:
+        del origins[inside]
+    origins[path] = "--set"
+    return []
+
+
+def _in_words(item: Mapping[str, Any]) -> Finding:
+    """Where one of pydantic's errors is, and what it says in plain words."""
+    at: Location = item["loc"]
+    if item["type"] == "extra_forbidden":
+        fields = _fields_at(at[:-1])
+        near = difflib.get_close_matches(str(at[-1]), fields, n=1, cutoff=0.6)
+        guess = f"; did you mean {near[0]}?" if near else ";"
+        return at, f"no such field{guess} fields are {', '.join(fields)}"
+    if item["type"] == "missing":
+        return at, "needed, and not given"
+    if item["type"] == "string_pattern_mismatch":
+        return at, "should be letters, digits, '_', '-' and '.' (give `name` where the file's name is not)"
+    if item["type"] in ("model_type", "dict_type"):
+        return at, f"should be a section with the fields {', '.join(_fields_at(at))}"
+    message = str(item["msg"]).removeprefix("Value error, ").replace("Input should", "should")
+    given = item["input"]
+    shown = f", not {given!r}" if isinstance(given, (str, int, float)) and "not" not in message else ""
+    return at, message + shown
+
+
+def _fields_at(at: Location) -> list[str]:
     section: type[BaseModel] = Recipe
-    for key in place:
-        inner = section.model_fields[str(key)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        section = inner
+    for part in at:
+        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
     return list(section.model_fields)
+
+
+def _locate(origins: Mapping[Location, str], at: Location, message: str) -> str:
+    """`recipes/x.yaml:12: section.field: message`, or `--set section.field: message`."""
+    nearest = next(at[:length] for length in range(len(at), -1, -1) if at[:length] in origins)
+    origin = origins[nearest]
+    return f"--set {_dotted(at)}: {message}" if origin == "--set" else f"{origin}: {_dotted(at)}: {message}"
+
+
+def _dotted(at: Location) -> str:
+    return ".".join(str(part) for part in at)
+
+
+def _check_together(recipe: Recipe) -> list[Finding]:
+    """What is wrong between fields that are right on their own."""
+    findings: list[Finding] = []
+    decay_epochs = recipe.deep_training.decay_epochs
+    if decay_epochs > recipe.epochs - 1:
+        message = f"{decay_epochs:g} leaves no epoch of {recipe.epochs} at slope 1, where the network can be merged"
+        findings.append((("deep_training", "decay_epochs"), message))
+    if recipe.schedule.warmup_epochs >= recipe.epochs:
+        message = f"{recipe.schedule.warmup_epochs:g} should be less than the {recipe.epochs} epochs"
+        findings.append((("schedule", "warmup_epochs"), message))
+    if recipe.schedule.min_lr >= recipe.optimizer.lr:
+        message = f"{recipe.schedule.min_lr:g} should be less than optimizer.lr, {recipe.optimizer.lr:g}"
+        findings.append((("schedule", "min_lr"), message))
+    return findings

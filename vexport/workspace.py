@@ -137,7 +137,7 @@ class Staging:
         """
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         facts = replace(manifest(hash_file(self.path), size_bytes(self.path)), created=created, replaces=self._replaces)
-        text = json.dumps(facts.to_json(), indent=2, sort_keys=True) + "\n"
+        text = json.dumps(facts.to_json(), indent=2) + "\n"
         manifest_path(self.path).write_text(text, encoding="utf-8")
         had_data, has_data = external_data_path(self._target).exists(), external_data_path(self.path).exists()
         moves = [manifest_path(self.path), *([external_data_path(self.path)] if has_data else []), self.path]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vexport.cli import bench, check, fuse, models, onnx
+from vexport.cli import bench, check, fuse, models, onnx, quickstart, train
 from vexport.cli.guard import guarded
 
 app = typer.Typer(
@@ -34,5 +34,6 @@ def _root(
     """From a trained VanillaNet checkpoint to a proven, plain ONNX graph, with latency beside ResNet-50 and Swin."""
 
 
-for _command in (models.models, fuse.fuse, onnx.onnx, check.check, bench.bench):
+_COMMANDS = (quickstart.quickstart, models.models, train.train, fuse.fuse, onnx.onnx, check.check, bench.bench)
+for _command in _COMMANDS:
     app.command(_command.__name__)(guarded(_command))

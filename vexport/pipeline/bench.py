@@ -90,7 +90,10 @@ def bench(
     with ExitStack() as stack:
         candidates: list[tuple[Case, Runner]] = []
         for path in paths:
-            candidates += _open(path, workspace, batch, threads, eager, stack)
+            # The network behind a graph may have been named itself.
+            known = {(case.artifact_sha256, case.backend) for case, _ in candidates}
+            opened = _open(path, workspace, batch, threads, eager, stack)
+            candidates += [pair for pair in opened if (pair[0].artifact_sha256, pair[0].backend) not in known]
         if baselines and any(case.input_size == FULL_SIZE for case, _ in candidates):
             present = {case.network for case, _ in candidates}
             for name in (name for name in BASELINE_NAMES if name not in present):

@@ -3,134 +3,118 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vexport.artifacts import Checkpoint, Manifest
-from vexport.deps import needs, tool_versions
-from vexport.errors import TrainingError
-from vexport.workspace import Workspace, require_clear, stage, up_to_date
+from vexport.artifacts import Checkpoint
+from vexport.deps import tool_versions
+from vexport.recipe import load_recipe, recipe_hash
+from vexport.workspace import Workspace, up_to_date
 
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from vexport.recipe import Recipe
-
-LIBRARIES = ("torch", "lightning", "timm", "scikit-learn")
+Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training left.
+    """What training a recipe gave.
 
     Args:
-        best: The checkpoint whose moving average answers best, of those with slope 1.
-        last: The last one.
-        up_to_date: Whether they were there already.
-        seconds: Time taken.
+        best: The averaged weights with most right answers on held-out images, at slope 1.
+        last: The state after the last epoch.
+        top1: Of the best, averaged weights, on held-out images, per cent.
+        seconds: What this call took.
+        up_to_date: The same recipe, options and versions had been trained before: nothing was done.
+        resumed_from: Epochs that an earlier, interrupted run had finished; 0 for none.
     """
 
     best: Checkpoint
     last: Checkpoint
-    up_to_date: bool
+    top1: float
     seconds: float
+    up_to_date: bool
+    resumed_from: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "best": {"path": str(self.best.path), "manifest": self.best.manifest.to_json()},
-            "last": {"path": str(self.last.path), "manifest": self.last.manifest.to_json()},
+            "best": str(self.best.path),
+            "last": str(self.last.path),
+            "model": self.best.model,
+            "epoch": self.best.facts["epoch"],
+            "epochs": self.last.facts["epoch"],
+            "slope": self.best.facts["slope"],
+            "top1": self.top1,
+            "correct": self.best.facts["correct"],
+            "total": self.best.facts["total"],
+            "top1_model": self.best.facts["top1_model"],
+            "seconds": round(self.seconds, 3),
             "up_to_date": self.up_to_date,
-            "seconds": self.seconds,
+            "resumed_from": self.resumed_from,
         }
 
 
 def train_recipe(
-    name_or_path: str,
+    recipe: str | Path,
     *,
     workspace: Workspace,
     overrides: Sequence[str] = (),
     force: bool = False,
-    on_epoch: Callable[[int, int, dict[str, float]], None] = lambda _epoch, _epochs, _metrics: None,
+    on_progress: Progress | None = None,
 ) -> TrainResult:
-    """Train by a recipe; writes `<recipe>.last.ckpt` and, once the slope is 1, `<recipe>.best.ckpt`.
+    """Train a recipe into the workspace; a run that was interrupted goes on after its last finished epoch.
 
     Args:
-        name_or_path: A shipped recipe's name, or a path.
-        workspace: Where the checkpoints go.
-        overrides: `optimizer.lr=1e-3` and the like.
-        force: Overwrite files that vexport did not write.
-        on_epoch: Told epochs done, epochs in all, and figures.
+        recipe: A shipped recipe's name, or a path.
+        workspace: Where `<recipe>.best.ckpt` and `<recipe>.last.ckpt` go.
+        overrides: `section.field=value`, each over the recipe's own.
+        force: Train from the start even where there is nothing to do, and replace files that vexport did not write.
+        on_progress: Called with the epochs done, all epochs, and the last epoch's loss, slope, top1 and top1_model.
 
     Raises:
-        RecipeError: the recipe has errors.
-        MissingDependencyError: the extra `train` is not installed.
-        TrainingError: the loss is not finite, or the slope never reached 1.
-        WorkspaceError: a checkpoint cannot be written.
+        RecipeError: there is no such recipe, or it has errors.
+        InputError: its model is unknown, or its images are too small for it.
+        MissingDependencyError: the training extra is not installed.
+        TrainingError: the loss is no longer finite; the last good checkpoint is kept.
+        WorkspaceError: a file is in the way, the disk is full or the folder may not be written.
     """
-    from vexport.model.variants import make_spec
-    from vexport.recipe import load_recipe, recipe_hash, recipe_name
-
-    recipe, name = load_recipe(name_or_path, overrides), recipe_name(name_or_path)
-    targets = {role: workspace.root / f"{name}.{role}.ckpt" for role in ("best", "last")}
-    options, versions = {"recipe": recipe_hash(recipe)}, tool_versions(*LIBRARIES)
-    done = _finished(recipe, targets, options, versions)
-    if done is not None:
-        return done
-    for target in targets.values():
-        require_clear(target, force=force)
-    with needs("train"):
-        from vexport.train.data import load_data
-        from vexport.train.fit import fit
-
-    data = load_data(recipe.data)
-    spec = make_spec(
-        recipe.model,
-        width=recipe.width,
-        act_num=recipe.act_num,
-        num_classes=len(data.class_names),
-        in_chans=data.preprocessing.input_size[0],
-    )
-    written: dict[str, Checkpoint] = {}
-
-    def save(role: str, trainer: Trainer, metrics: dict[str, float]) -> None:
-        facts = {
-            "model": recipe.model,
-            "form": "training",
-            "role": role,
-            "network": spec.to_json(),
-            "preprocessing": data.preprocessing.to_json(),
-            "class_names": list(data.class_names),
-            "recipe": name,
-            "epochs": recipe.epochs,
-            **{key: value if key in ("loss", "slope") else int(value) for key, value in metrics.items()},
-        }
-        with stage(targets[role], force=force) as staging:
-            trainer.save_checkpoint(staging.path)
-            written[role] = staging.publish(
-                Checkpoint,
-                lambda sha256, size: Manifest("checkpoint", sha256, size, None, options, facts, versions=versions),
-            )
-
     started = time.perf_counter()
-    fit(recipe, name, spec, data, save, on_epoch)
-    if "best" not in written:
-        raise TrainingError(
-            "training ended before the slope reached 1: no checkpoint can be merged",
-            hint="let deep_training.decay_epochs end before epochs",
+    plan = load_recipe(recipe, overrides)
+    options = {"recipe": plan.name, "recipe_hash": recipe_hash(plan)}
+    versions = tool_versions("torch", "timm", "lightning", "scikit-learn", "numpy")
+    before = {
+        which: up_to_date(
+            Checkpoint,
+            workspace.root / f"{plan.name}.{which}.ckpt",
+            parent=None,
+            options={**options, "which": which},
+            versions=versions,
         )
-    return TrainResult(written["best"], written["last"], False, time.perf_counter() - started)
+        for which in ("best", "last")
+    }
+    best, last = before["best"], before["last"]
+    done = int(last.facts["epoch"]) if last is not None and not force else 0
+    if best is not None and last is not None and done >= plan.epochs:
+        return TrainResult(best, last, best.facts["top1"], time.perf_counter() - started, up_to_date=True)
 
+    # Here, and not above: importing Lightning takes seconds that an up-to-date run need not wait for.
+    from vexport.train.fit import fit
 
-def _finished(
-    recipe: Recipe, targets: dict[str, Path], options: dict[str, str], versions: dict[str, str]
-) -> TrainResult | None:
-    """The checkpoints of the same recipe, if it ran to its end."""
-    best, last = (
-        up_to_date(Checkpoint, targets[role], parent=None, options=options, versions=versions)
-        for role in ("best", "last")
+    resume = last.path if last is not None and 0 < done < plan.epochs else None
+    trained = fit(
+        plan,
+        workspace.root,
+        options=options,
+        versions=versions,
+        progress=on_progress,
+        resume=resume,
+        force=force,
     )
-    if best is None or last is None or last.facts["epoch"] != recipe.epochs:
-        return None
-    return TrainResult(best, last, True, 0.0)
+    return TrainResult(
+        trained.best,
+        trained.last,
+        trained.best.facts["top1"],
+        time.perf_counter() - started,
+        up_to_date=False,
+        resumed_from=done if resume else 0,
+    )

@@ -1,1 +1,1 @@
-"""Deep training: recipes in, checkpoints that can be merged out. Needs the extra `train`."""
+"""Training with lightning and timm: deep training, its data and its checkpoints."""

@@ -1,101 +1,171 @@
-"""Data sets: what a recipe's `data` names, as arrays and loaders."""
+"""Training and held-out images of a recipe, already preprocessed, and the random moves of the training images."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from vexport.artifacts import Preprocessing
 from vexport.deps import needs
-from vexport.recipe import DataSection
+from vexport.errors import RecipeError
+from vexport.recipe import DataSection, Recipe
 
-# Of the digits' 8x8 pixels in [0, 1], over the whole set.
-DIGITS_MEAN, DIGITS_STD = 0.305, 0.376
+# Of all pixels of the 1797 digits, in the scale of [0, 1].
+DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3760
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """Images ready for the network, split once and for all.
+class Data:
+    """Images and labels in memory.
 
     Args:
-        train_images, held_out_images: (N, C, H, W), float32, normalised.
-        train_labels, held_out_labels: (N,), int64.
-        class_names: In the order of the labels.
-        preprocessing: What was done to the images.
+        train_NCHW: Preprocessed training images, float32.
+        train_labels: Their classes, int64.
+        held_out_NCHW: Preprocessed held-out images, float32.
+        held_out_labels: Their classes, int64.
+        class_names: One per class.
+        preprocessing: How an image becomes what stands above.
     """
 
-    train_images: Tensor
+    train_NCHW: Tensor
     train_labels: Tensor
-    held_out_images: Tensor
+    held_out_NCHW: Tensor
     held_out_labels: Tensor
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
 
-    def held_out_arrays(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """The held-out images (N, C, H, W) and labels (N,)."""
-        return self.held_out_images.numpy(), self.held_out_labels.numpy()
 
-
-def load_data(section: DataSection) -> ImageData:
-    """Load and split a data set.
+def load_data(section: DataSection) -> Data:
+    """Load the data that a recipe names; the same section gives the same split everywhere.
 
     Raises:
-        MissingDependencyError: the package that ships it is not installed.
+        MissingDependencyError: scikit-learn is not installed.
+        RecipeError: the split leaves one side without images.
     """
     with needs("train"):
         from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
     digits = load_digits()
-    small = torch.from_numpy(np.asarray(digits.images, dtype=np.float32) / 16.0)[:, None]
-    large = F.interpolate(small, (section.size, section.size), mode="bilinear", align_corners=False)
-    images = (large - DIGITS_MEAN) / DIGITS_STD
-    labels = torch.from_numpy(np.asarray(digits.target, dtype=np.int64))
-    train, held_out = train_test_split(
-        np.arange(len(labels)), test_size=section.held_out, random_state=section.split_seed, stratify=labels.numpy()
+    held_out = split_by_class(digits.target, section.held_out, section.split_seed)
+    if held_out.all() or not held_out.any():
+        raise RecipeError(
+            f"data.held_out {section.held_out:g} leaves no images on one side", hint="0.2 holds out a fifth"
+        )
+    pixels = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # the digits have 17 levels, 0 to 16
+    size = section.image_size
+    images = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
+    images = (images - DIGITS_MEAN) / DIGITS_STD
+    labels, mask = torch.from_numpy(digits.target).long(), torch.from_numpy(held_out)
+    return Data(
+        train_NCHW=images[~mask],
+        train_labels=labels[~mask],
+        held_out_NCHW=images[mask],
+        held_out_labels=labels[mask],
+        class_names=tuple(str(name) for name in digits.target_names),
+        preprocessing=Preprocessing((1, size, size), (DIGITS_MEAN,), (DIGITS_STD,), 1.0, "bilinear"),
     )
-    return ImageData(
-        images[train],
-        labels[train],
-        images[held_out],
-        labels[held_out],
-        tuple(str(name) for name in digits.target_names),
-        Preprocessing((1, section.size, section.size), (DIGITS_MEAN,), (DIGITS_STD,), 1.0, "bilinear"),
-    )
 
 
-class _Shifted(Dataset[tuple[Tensor, Tensor]]):
-    """Images moved by up to `shift` pixels each way, black where nothing comes in."""
+def split_by_class(labels: npt.NDArray[np.int64], share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Mark about `share` of each class as held out.
 
-    def __init__(self, images: Tensor, labels: Tensor, shift: int, black: float) -> None:
-        self._padded = F.pad(images, (shift,) * 4, value=black)
-        self._labels, self._shift, self._side = labels, shift, images.shape[-1]
+    numpy's RandomState is frozen: unlike a library's splitting function it draws the same numbers in every version.
+    """
+    draw, held_out = np.random.RandomState(seed), np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        held_out[draw.permutation(members)[: round(len(members) * share)]] = True
+    return held_out
+
+
+def held_out_arrays(recipe: Recipe) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """The held-out images of a recipe, preprocessed (N, C, H, W), and their classes (N,).
+
+    Raises:
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    data = load_data(recipe.data)
+    return data.held_out_NCHW.numpy(), data.held_out_labels.numpy()
+
+
+class EpochShuffle(Sampler[int]):
+    """An order that depends on the seed and the epoch alone, so that a resumed run sees what it would have seen.
+
+    Args:
+        count: Number of images.
+        seed: Of the order.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._seed, self._epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer at the start of an epoch."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(epoch_seed(self._seed, self._epoch))
+        return iter(torch.randperm(self._count, generator=generator).tolist())
 
     def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        top, left = torch.randint(0, 2 * self._shift + 1, (2,)).tolist()
-        image = self._padded[index, :, top : top + self._side, left : left + self._side]
-        return image, self._labels[index]
+        return self._count
 
 
-def train_loader(
-    data: ImageData, section: DataSection, batch_size: int, seed: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Shuffled, augmented training batches; the order depends on the seed alone."""
-    black = -data.preprocessing.mean[0] / data.preprocessing.std[0]
-    dataset = _Shifted(data.train_images, data.train_labels, section.shift, black)
-    order = torch.Generator().manual_seed(seed)
-    # The last batch is dropped: a BatchNorm over 1x1 maps cannot train on a single image.
-    return DataLoader(dataset, batch_size, shuffle=True, drop_last=True, generator=order)
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of one epoch of a run."""
+    return seed * 1_000_003 + epoch
 
 
-def held_out_loader(data: ImageData, batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
-    """The held-out images in order."""
-    return DataLoader(TensorDataset(data.held_out_images, data.held_out_labels), batch_size)
+def make_loaders(
+    data: Data, batch_size: int, seed: int
+) -> tuple[DataLoader[Dataset[Tensor]], DataLoader[Dataset[Tensor]]]:
+    """Loaders of the training images, shuffled anew in each epoch, and of the held-out images.
+
+    Raises:
+        RecipeError: there are fewer training images than one batch.
+    """
+    if len(data.train_labels) < batch_size:
+        raise RecipeError(
+            f"batch_size {batch_size} is more than the {len(data.train_labels)} training images",
+            hint="choose a smaller batch_size",
+        )
+    train = TensorDataset(data.train_NCHW, data.train_labels)
+    held_out = TensorDataset(data.held_out_NCHW, data.held_out_labels)
+    sampler = EpochShuffle(len(data.train_labels), seed)
+    return (
+        DataLoader(train, batch_size, sampler=sampler, drop_last=True),
+        DataLoader(held_out, max(batch_size, 256)),
+    )
+
+
+class RandomAffine(nn.Module):
+    """Turn, scale and shift each image of a batch at random.
+
+    Args:
+        rotate_deg: Largest angle either way.
+        scale: Largest change of size, as a share.
+        shift: Largest shift along each axis, as a share of the side.
+        fill: Value of what comes into view: a black pixel, preprocessed.
+
+    Shape:
+        (N, C, H, W) to the same.
+    """
+
+    def __init__(self, *, rotate_deg: float, scale: float, shift: float, fill: float) -> None:
+        super().__init__()
+        self._angle, self._scale, self._shift, self._fill = np.deg2rad(rotate_deg).item(), scale, shift, fill
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle, scale, dx, dy = (2 * torch.rand(4, len(x), device=x.device) - 1).unbind()
+        angle, scale = angle * self._angle, 1 + scale * self._scale
+        cos, sin = scale * angle.cos(), scale * angle.sin()
+        # grid_sample's coordinates run from -1 to 1, so a side is 2 long.
+        rows = (torch.stack([cos, -sin, 2 * self._shift * dx], 1), torch.stack([sin, cos, 2 * self._shift * dy], 1))
+        grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+        return F.grid_sample(x - self._fill, grid, align_corners=False) + self._fill

@@ -1,35 +1,34 @@
-"""Deep training's schedule as a Lightning callback: it moves the slope of the network and of its moving average."""
+"""Deep training's schedule: sets the slope of A' before each step."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from vexport.deps import needs
+from vexport.model.slope import Decay, slope_at
+from vexport.train.module import TrainingModule
 
-from vexport.model.slope import slope_at
-from vexport.recipe import DeepTrainingSection
-from vexport.train.module import DeepTraining
+with needs("train"):
+    from lightning.pytorch import Callback, Trainer
 
 
 class SlopeSchedule(Callback):
-    """Sets the slope before every step, or before every epoch.
+    """Drives the slope from 0 to 1 over `decay_epochs`, then holds it.
 
-    It follows from the step alone, so a resumed run goes on with the right slope.
+    The slope follows from the epoch and the step alone: a resumed run has the right one before its first step.
 
     Args:
-        section: The ramp.
-        steps_per_epoch: Steps of one pass.
+        decay_epochs: Length of the ramp; 0 for none.
+        decay: Its shape.
+        per: Whether it moves with each step or with each epoch.
     """
 
-    def __init__(self, section: DeepTrainingSection, steps_per_epoch: int) -> None:
-        self._section, self._steps = section, steps_per_epoch
+    def __init__(
+        self, decay_epochs: float, *, decay: Decay = "linear", per: Literal["step", "epoch"] = "epoch"
+    ) -> None:
+        self.decay_epochs, self.decay, self.per = decay_epochs, decay, per
 
-    def slope(self, step: int) -> float:
-        """Slope before a step, counted from 0 over all epochs."""
-        progress = step / self._steps if self._section.per == "step" else float(step // self._steps)
-        return slope_at(progress, self._section.decay_epochs, self._section.decay)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Called by Lightning."""
-        assert isinstance(pl_module, DeepTraining)
-        pl_module.set_slope(self.slope(trainer.global_step))
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        within = batch_idx / trainer.num_training_batches if self.per == "step" else 0.0
+        pl_module.set_slope(slope_at(trainer.current_epoch + within, self.decay_epochs, self.decay))
