@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vexport.cli.options import DEFAULT_WORKSPACE, ForceOpt, JsonOpt, Workspace, WorkspaceOpt
-from vexport.cli.render import figure, print_json, print_table, progress, remark, short_hash, size
+from vexport.cli.render import describe_epoch, figure, print_json, print_table, progress, remark, short_hash, size
 
 if TYPE_CHECKING:
     from vexport.bench.report import Row
@@ -25,7 +26,13 @@ def quickstart(
 
     remark("training, merging, exporting and measuring takes a few minutes")
     with progress(as_json) as update:
-        result = run(workspace=Workspace(workspace), duration_s=duration, force=force, on_step=update)
+
+        def on_epoch(epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+            update(describe_epoch(epoch, epochs, metrics), epoch / epochs)
+
+        result = run(
+            workspace=Workspace(workspace), duration_s=duration, force=force, on_step=update, on_epoch=on_epoch
+        )
     if as_json:
         print_json(result.to_json())
     else:
@@ -56,7 +63,7 @@ def render(result: QuickstartResult) -> None:
         for row in full
     ]
     columns = ["network", "backend", "held-out digits", "median ms", "p90", "p99", "x ResNet-50", "publ. top-1 %"]
-    title = "Above: digits, 1x32x32, trained here. Below: full size, 3x224x224, random weights, latency only. FP32, batch 1."
+    title = "FP32, batch 1. Above: digits, 1x32x32, trained here. Below: 3x224x224, random weights, latency only."
     print_table(title, columns, cells, text_columns=2)
     for verdict in verdicts(full):
         typer.echo(verdict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -99,3 +99,13 @@ def short_hash(sha256: str | None) -> str:
 def figure(value: float | None, digits: int = 2) -> str:
     """A number, or a dash."""
     return "-" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def describe_epoch(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
+    """A line on how training goes."""
+    if not metrics:
+        return f"epoch {epoch}/{epochs}"
+    return (
+        f"epoch {epoch}/{epochs}: loss {metrics['loss']:.3f}, slope {metrics['slope']:.2f}, "
+        f"held-out {metrics['top1']:.1f} %"
+    )

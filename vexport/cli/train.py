@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vexport.cli.options import DEFAULT_WORKSPACE, ForceOpt, JsonOpt, Workspace, WorkspaceOpt
-from vexport.cli.render import print_json, progress, remark, short_hash, size
+from vexport.cli.render import describe_epoch, print_json, progress, remark, short_hash, size
 
 if TYPE_CHECKING:
     from vexport.pipeline.train import TrainResult
@@ -33,13 +34,11 @@ def train(
     with progress(as_json) as update:
         update("loading")
 
-        def on_epoch(epoch: int, epochs: int, metrics: dict[str, float]) -> None:
-            share = metrics["correct_ema"] / metrics["held_out"]
-            text = f"epoch {epoch}/{epochs}: loss {metrics['loss']:.3f}, slope {metrics['slope']:.2f}, held-out {share:.1%}"
-            update(text, epoch / epochs)
+        def on_progress(epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+            update(describe_epoch(epoch, epochs, metrics), epoch / epochs)
 
         result = train_recipe(
-            recipe, workspace=Workspace(workspace), overrides=overrides or (), force=force, on_epoch=on_epoch
+            recipe, workspace=Workspace(workspace), overrides=overrides or (), force=force, on_progress=on_progress
         )
     if as_json:
         print_json(result.to_json())
@@ -49,13 +48,15 @@ def train(
 
 def render(result: TrainResult) -> None:
     """Accuracy and files."""
+    if result.resumed_from:
+        remark(f"went on after epoch {result.resumed_from}")
     if not result.up_to_date:
         remark(f"trained in {result.seconds:.0f} s")
     state = "up to date: " if result.up_to_date else ""
     for checkpoint in (result.last, result.best):
         facts = checkpoint.facts
         typer.echo(
-            f"{state}{checkpoint.path}  epoch {facts['epoch']} of {facts['epochs']}, slope {facts['slope']:g}, held-out "
-            f"{facts['correct_ema']}/{facts['held_out']} (EMA), {facts['correct']}/{facts['held_out']}  "
+            f"{state}{checkpoint.path}  epoch {facts['epoch']}, slope {facts['slope']:g}, "
+            f"held-out {facts['correct']}/{facts['total']} ({facts['top1']:.1f} %)  "
             f"{size(checkpoint.manifest.size_bytes)}  sha256 {short_hash(checkpoint.sha256)}"
         )

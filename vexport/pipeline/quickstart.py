@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,7 @@ def quickstart(
     duration_s: float = 3.0,
     force: bool = False,
     on_step: Callable[[str, float | None], None] = lambda _text, _share: None,
+    on_epoch: Callable[[int, int, Mapping[str, float]], None] | None = None,
 ) -> QuickstartResult:
     """Train a small VanillaNet on handwritten digits, deploy it, and measure it and full-size networks.
 
@@ -73,19 +74,15 @@ def quickstart(
         duration_s: Measured time per candidate.
         force: Overwrite files that vexport did not write.
         on_step: Told what is going on, and the share that is done where it is known.
+        on_epoch: Told epochs done, epochs in all, and figures.
 
     Raises:
         MissingDependencyError: the extra `train` is not installed.
         AccuracyError: a form answers an image otherwise than the training form.
         VexportError: see the tree in errors.py.
     """
-
-    def on_epoch(epoch: int, epochs: int, metrics: dict[str, float]) -> None:
-        share = metrics["correct_ema"] / metrics["held_out"]
-        on_step(f"epoch {epoch}/{epochs}: slope {metrics['slope']:.2f}, held-out {share:.1%}", epoch / epochs)
-
     on_step("training on scikit-learn's digits", None)
-    trained = train_recipe(RECIPE, workspace=workspace, force=force, on_epoch=on_epoch)
+    trained = train_recipe(RECIPE, workspace=workspace, force=False, on_progress=on_epoch)
     on_step("merging, with proof", None)
     fused = fuse_checkpoint(trained.best.path, workspace=workspace, force=force)
     on_step("exporting", None)
@@ -104,9 +101,9 @@ def _accuracies(training: Path, deployed: Path, graph: Path) -> dict[str, Accura
     from vexport.recipe import load_recipe
     from vexport.run import open_runner
     from vexport.run.accuracy import measure_accuracy
-    from vexport.train.data import load_data
+    from vexport.train.data import held_out_arrays
 
-    images, labels = load_data(load_recipe(RECIPE).data).held_out_arrays()
+    images, labels = held_out_arrays(load_recipe(RECIPE))
     found = {}
     for form, path in (("training", training), ("deployed", deployed), ("ONNX", graph)):
         with open_runner(path) as runner:

@@ -87,7 +87,7 @@ def train_recipe(
             Checkpoint,
             workspace.root / f"{plan.name}.{which}.ckpt",
             parent=None,
-            options={**options, "which": which},
+            options=options,
             versions=versions,
         )
         for which in ("best", "last")
