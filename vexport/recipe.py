@@ -212,6 +212,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Location, str], list[str]]:
     if not isinstance(data, dict):
         what = "is empty" if data is None else f"holds a {type(data).__name__}, not fields"
         raise RecipeError(f"{path} {what}", hint=f"a recipe has the fields {', '.join(Recipe.model_fields)}")
+    assert node is not None, "there are data"
     origins: dict[Location, str] = {(): f"{path}:1"}
     duplicates: list[str] = []
     _walk(node, (), str(path), origins, duplicates, set())

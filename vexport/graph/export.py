@@ -16,15 +16,19 @@ from vexport.errors import ExportError
 from vexport.graph.pools import ordinary_pools
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+EXPORTER_OPSET = 18  # the oldest that torch's exporter writes without converting
 
 
-def export_module(module: nn.Module, input_size: tuple[int, int, int], *, batch: int | None = None) -> ir.Model:
+def export_module(
+    module: nn.Module, input_size: tuple[int, int, int], *, batch: int | None = None, opset: int = EXPORTER_OPSET
+) -> ir.Model:
     """Export a classification network as torch's exporter gives it.
 
     Args:
         module: (N, C, H, W) to logits (N, classes), in evaluation mode.
         input_size: C, H and W, fixed in the graph.
         batch: N, fixed in the graph; None leaves it open.
+        opset: Of the graph; the exporter writes none below 18.
 
     Returns:
         A graph with the input `input` and the output `logits`.
@@ -44,6 +48,7 @@ def export_module(module: nn.Module, input_size: tuple[int, int, int], *, batch:
                 dynamo=True,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
+                opset_version=max(opset, EXPORTER_OPSET),
                 dynamic_shapes=dynamic,
                 verbose=False,
             )

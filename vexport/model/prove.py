@@ -169,7 +169,7 @@ def _training_block(block: Block, tensors: Mapping[str, Tensor], x: Tensor, shel
     """A block of the training form, from its own tensors, in float64; A' is the identity at slope 1."""
     x = _convolve(block, tensors, block.first, _enter(block, x), shell)
     x = _normalise(x, batchnorm_stats(tensors, block.first_bn))
-    x = F.conv2d(x, tensors[f"{block.second}.weight"].double(), tensors[f"{block.second}.bias"].double())
+    x = _pointwise(x, tensors[f"{block.second}.weight"].double(), tensors[f"{block.second}.bias"].double())
     if block.second_bn:
         x = _normalise(x, batchnorm_stats(tensors, block.second_bn))
     if not block.act:
@@ -191,8 +191,17 @@ def _enter(block: Block, x: Tensor) -> Tensor:
 
 
 def _convolve(block: Block, tensors: Mapping[str, Tensor], prefix: str, x: Tensor, shell: VanillaNet) -> Tensor:
-    stride, padding = (shell.stem_stride, shell.stem_padding) if block.name == "stem" else (1, 0)
-    return F.conv2d(x, tensors[f"{prefix}.weight"].double(), tensors[f"{prefix}.bias"].double(), stride, padding)
+    weight, bias = tensors[f"{prefix}.weight"].double(), tensors[f"{prefix}.bias"].double()
+    if block.name == "stem":
+        return F.conv2d(x, weight, bias, shell.stem_stride, shell.stem_padding)
+    return _pointwise(x, weight, bias)
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution as the matrix product that it is: in float64 quicker than the convolution on CPUs."""
+    count, _, height, width = x.shape
+    y = weight.flatten(1) @ x.flatten(2)
+    return y.add_(bias.reshape(-1, 1)).reshape(count, -1, height, width)
 
 
 def _pool(block: Block, x: Tensor, shell: VanillaNet) -> Tensor:

@@ -236,7 +236,7 @@ def _make_graph(
     from vexport.graph.rewrite import make_plain
     from vexport.graph.simplify import simplify
 
-    exported = export_module(module, preprocessing.input_size, batch=batch)
+    exported = export_module(module, preprocessing.input_size, batch=batch, opset=opset)
     raw = onnx_ir.to_proto(exported)
     plain, note = simplify(onnx_ir.to_proto(make_plain(exported)))
     name_after_modules(plain)

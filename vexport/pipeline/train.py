@@ -68,7 +68,7 @@ def train_recipe(
         recipe: A shipped recipe's name, or a path.
         workspace: Where `<recipe>.best.ckpt` and `<recipe>.last.ckpt` go.
         overrides: `section.field=value`, each over the recipe's own.
-        force: Train from the start even where there is nothing to do, and replace files that vexport did not write.
+        force: Replace files that vexport did not write.
         on_progress: Called with the epochs done, all epochs, and the last epoch's loss, slope, top1 and top1_model.
 
     Raises:
@@ -93,7 +93,7 @@ def train_recipe(
         for which in ("best", "last")
     }
     best, last = before["best"], before["last"]
-    done = int(last.facts["epoch"]) if last is not None and not force else 0
+    done = int(last.facts["epoch"]) if last is not None else 0
     if best is not None and last is not None and done >= plan.epochs:
         return TrainResult(best, last, best.facts["top1"], time.perf_counter() - started, up_to_date=True)
 

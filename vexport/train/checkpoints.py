@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vexport.artifacts import Checkpoint, Manifest
 from vexport.deps import needs
 from vexport.train.module import TrainingModule
@@ -14,6 +16,7 @@ from vexport.workspace import load_artifact, stage
 
 with needs("train"):
     from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,17 @@ class Targets:
     def of(cls, name: str, folder: Path) -> Targets:
         """Those of the recipe `name` in `folder`."""
         return cls(best=folder / f"{name}.best.ckpt", last=folder / f"{name}.last.ckpt")
+
+
+class PlainCheckpointIO(TorchCheckpointIO):
+    """Writes straight to the file, not through a copy in memory and in /tmp, and never unpickles code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        torch.save(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return loaded
 
 
 class WriteCheckpoints(Callback):

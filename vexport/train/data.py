@@ -10,12 +10,14 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from vexport.artifacts import Preprocessing
 from vexport.deps import needs
 from vexport.errors import RecipeError
 from vexport.recipe import DataSection, Recipe
+
+Loader = DataLoader[tuple[Tensor, ...]]
 
 # Of all pixels of the 1797 digits, in the scale of [0, 1].
 DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3760
@@ -26,17 +28,17 @@ class Data:
     """Images and labels in memory.
 
     Args:
-        train_NCHW: Preprocessed training images, float32.
+        train_images: Preprocessed training images (N, C, H, W), float32.
         train_labels: Their classes, int64.
-        held_out_NCHW: Preprocessed held-out images, float32.
+        held_out_images: Preprocessed held-out images (N, C, H, W), float32.
         held_out_labels: Their classes, int64.
         class_names: One per class.
         preprocessing: How an image becomes what stands above.
     """
 
-    train_NCHW: Tensor
+    train_images: Tensor
     train_labels: Tensor
-    held_out_NCHW: Tensor
+    held_out_images: Tensor
     held_out_labels: Tensor
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
@@ -63,9 +65,9 @@ def load_data(section: DataSection) -> Data:
     images = (images - DIGITS_MEAN) / DIGITS_STD
     labels, mask = torch.from_numpy(digits.target).long(), torch.from_numpy(held_out)
     return Data(
-        train_NCHW=images[~mask],
+        train_images=images[~mask],
         train_labels=labels[~mask],
-        held_out_NCHW=images[mask],
+        held_out_images=images[mask],
         held_out_labels=labels[mask],
         class_names=tuple(str(name) for name in digits.target_names),
         preprocessing=Preprocessing((1, size, size), (DIGITS_MEAN,), (DIGITS_STD,), 1.0, "bilinear"),
@@ -91,7 +93,7 @@ def held_out_arrays(recipe: Recipe) -> tuple[npt.NDArray[np.float32], npt.NDArra
         MissingDependencyError: scikit-learn is not installed.
     """
     data = load_data(recipe.data)
-    return data.held_out_NCHW.numpy(), data.held_out_labels.numpy()
+    return data.held_out_images.numpy(), data.held_out_labels.numpy()
 
 
 class EpochShuffle(Sampler[int]):
@@ -122,9 +124,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return seed * 1_000_003 + epoch
 
 
-def make_loaders(
-    data: Data, batch_size: int, seed: int
-) -> tuple[DataLoader[Dataset[Tensor]], DataLoader[Dataset[Tensor]]]:
+def make_loaders(data: Data, batch_size: int, seed: int) -> tuple[Loader, Loader]:
     """Loaders of the training images, shuffled anew in each epoch, and of the held-out images.
 
     Raises:
@@ -135,8 +135,8 @@ def make_loaders(
             f"batch_size {batch_size} is more than the {len(data.train_labels)} training images",
             hint="choose a smaller batch_size",
         )
-    train = TensorDataset(data.train_NCHW, data.train_labels)
-    held_out = TensorDataset(data.held_out_NCHW, data.held_out_labels)
+    train = TensorDataset(data.train_images, data.train_labels)
+    held_out = TensorDataset(data.held_out_images, data.held_out_labels)
     sampler = EpochShuffle(len(data.train_labels), seed)
     return (
         DataLoader(train, batch_size, sampler=sampler, drop_last=True),

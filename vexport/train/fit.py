@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim._optim_factory import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
@@ -23,7 +23,7 @@ from vexport.errors import RecipeError, TrainingError
 from vexport.model.build import build_network
 from vexport.model.variants import NetworkSpec, make_spec
 from vexport.recipe import Recipe
-from vexport.train.checkpoints import Targets, WriteCheckpoints
+from vexport.train.checkpoints import PlainCheckpointIO, Targets, WriteCheckpoints
 from vexport.train.data import Data, RandomAffine, load_data, make_loaders
 from vexport.train.module import SmoothedBCE, TrainingModule
 from vexport.train.slope import SlopeSchedule
@@ -84,12 +84,12 @@ def fit(
     callbacks = [SlopeSchedule(ramp.decay_epochs, decay=ramp.decay, per=ramp.per), writer]
     if progress is not None:
         callbacks.append(_Report(progress))
-    with _quiet(), _interrupts_pass(), torch.random.fork_rng():
+    with _quiet(), _interrupts_pass(), torch.random.fork_rng(devices=[0] if torch.cuda.is_available() else []):
         torch.manual_seed(recipe.seed)
         module = _module(recipe, spec, data, versions)
         trainer = _trainer(recipe, callbacks)
         try:
-            trainer.fit(module, train_loader, held_out_loader, ckpt_path=resume, weights_only=True)
+            trainer.fit(module, train_loader, held_out_loader, ckpt_path=resume)
         except TrainingError as error:
             error.details = (*error.details, _kept(writer, targets))
             raise
@@ -168,6 +168,7 @@ def _trainer(recipe: Recipe, callbacks: list[Callback]) -> Trainer:
         devices=1,
         max_epochs=recipe.epochs,
         callbacks=callbacks,
+        plugins=[PlainCheckpointIO()],
         # Everything that would write into the user's folder or to the terminal.
         logger=False,
         enable_checkpointing=False,

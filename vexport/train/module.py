@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -112,11 +112,11 @@ class TrainingModule(LightningModule):
         self.network.set_slope(slope)
         self.ema.module.set_slope(slope)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.network)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(steps * self._warmup_epochs / (self.trainer.max_epochs or 1))
-        # timm counts steps from 0 and starts the warm-up at warmup_lr_init, which must not be 0: the step would be lost.
+        # timm starts the warm-up at warmup_lr_init; at 0 the first step would do nothing.
         scheduler = CosineLRScheduler(
             optimizer,
             t_initial=max(1, steps - warmup),
@@ -131,6 +131,11 @@ class TrainingModule(LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         # timm's schedulers are told the count of finished steps.
         scheduler.step_update(num_updates=self.global_step)
+
+    def on_fit_start(self) -> None:
+        # Lightning leaves each module in the mode it finds; networks are built for evaluation.
+        self.network.train()
+        self.ema.eval()
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(epoch_seed(self._seed, self.current_epoch))
@@ -180,7 +185,7 @@ class TrainingModule(LightningModule):
         tensors = checkpoint["state_dict"]
         checkpoint["model"] = _below("network.", tensors)
         checkpoint["model_ema"] = _below("ema.module.", tensors)
-        checkpoint["epoch"] = self.current_epoch + 1  # Lightning resumes from `loops` and reads nothing here
+        checkpoint["epoch"] = self.current_epoch + 1  # completed ones; Lightning resumes from `loops` alone
         top1 = self.scores["ema"].top1 if self.scores else None
         checkpoint["vexport"] = {
             "format": 1,
