@@ -141,7 +141,11 @@ class Staging:
         manifest_path(self.path).write_text(text, encoding="utf-8")
         had_data, has_data = external_data_path(self._target).exists(), external_data_path(self.path).exists()
         moves = [manifest_path(self.path), *([external_data_path(self.path)] if has_data else []), self.path]
+        mode = (
+            manifest_path(self.path).stat().st_mode
+        )  # as the umask wants it; some libraries write for the owner alone
         for source in moves:
+            source.chmod(mode)
             _sync(source)
         # The manifest goes first: it knows the old file's hash as well, so a crash in between leaves nothing unowned.
         for source in moves:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vexport.artifacts import Checkpoint, Manifest, Parent
 from vexport.deps import tool_versions
 from vexport.errors import FusionError, InputError
+from vexport.model.variants import VARIANTS
 from vexport.pipeline.resolve import RANDOM_SEED, Weights, WeightSource, find_weights, random_parent, require_model
 from vexport.workspace import Workspace, require_clear, stage, up_to_date
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Format = Literal["safetensors", "pth"]
 IMAGES_USED = 4  # of a folder: each is evaluated four times in float64
+PROOF_SIDE = 128  # of random images, at the most
 
 
 @dataclass(frozen=True)
@@ -196,10 +198,13 @@ def _inputs(loaded: LoadedCheckpoint, images: Path | None) -> dict[str, Tensor]:
 
     from vexport.model.randomize import image_like
 
-    height, width = loaded.preprocessing.input_size[1:]
+    channels, height, width = loaded.preprocessing.input_size
+    if VARIANTS[loaded.spec.variant].pool_sizes is None and min(height, width) > PROOF_SIDE:
+        # The algebra does not depend on the size, the cost does; real images are taken at their full size.
+        height = width = PROOF_SIDE
     # A small network is proven on more images at the cost of one large one.
-    count = max(1, min(8, (224 * 224) // (4 * height * width)))
-    inputs = {"random": image_like(count, loaded.preprocessing.input_size, seed=1)}
+    count = max(1, min(8, PROOF_SIDE**2 // (height * width)))
+    inputs = {"random": image_like(count, (channels, height, width), seed=1)}
     if images is not None:
         from vexport.run.images import load_images
 
