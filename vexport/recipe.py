@@ -18,8 +18,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vexport.errors import RecipeError
 
-Location = tuple[str | int, ...]
+Location = tuple[str, ...]
 Finding = tuple[Location, str]
+# The line on which each field stands; 0 for one that an override set.
+Lines = dict[Location, int]
 
 
 def _no_bool(value: object) -> object:
@@ -174,23 +176,27 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         RecipeError: there is no such recipe, or it has errors; each is a line of `details`.
     """
     path = find_recipe(name_or_path)
-    data, origins, findings = _read(path)
+    data, lines, duplicates = _read(path)
     data.setdefault("name", path.stem)
-    for override in overrides:
-        findings += _override(data, origins, override)
+    refused = [line for override in overrides for line in _override(data, lines, override)]
+    findings: list[Finding] = []
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        findings += [_locate(origins, *_in_words(item)) for item in error.errors(include_url=False)]
+        findings = [_in_words(item) for item in error.errors(include_url=False)]
     else:
-        findings += [_locate(origins, *finding) for finding in _check_together(recipe)]
-        if not findings:
+        findings = _check_together(recipe)
+        if not (refused or duplicates or findings):
             return recipe
-    count = f"{len(findings)} error{'s' if len(findings) > 1 else ''}"
-    raise RecipeError(f"{path} has {count}", details=findings, hint="correct the lines above")
+    located = sorted(duplicates + [(_line_of(lines, at), at, message) for at, message in findings])
+    details = refused + [
+        f"{f'{path}:{line}:' if line else '--set'} {'.'.join(at)}: {message}" for line, at, message in located
+    ]
+    count = f"{len(details)} error{'s' if len(details) > 1 else ''}"
+    raise RecipeError(f"{path} has {count}", details=details, hint="correct the lines above")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[Location, str], list[str]]:
+def _read(path: Path) -> tuple[dict[str, Any], Lines, list[tuple[int, Location, str]]]:
     """A recipe's data, where each of its fields stands, and its duplicate keys."""
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
@@ -213,34 +219,33 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Location, str], list[str]]:
         what = "is empty" if data is None else f"holds a {type(data).__name__}, not fields"
         raise RecipeError(f"{path} {what}", hint=f"a recipe has the fields {', '.join(Recipe.model_fields)}")
     assert node is not None, "there are data"
-    origins: dict[Location, str] = {(): f"{path}:1"}
-    duplicates: list[str] = []
-    _walk(node, (), str(path), origins, duplicates, set())
-    return data, origins, duplicates
+    lines: Lines = {(): 1}
+    duplicates: list[tuple[int, Location, str]] = []
+    _walk(node, (), lines, duplicates, set())
+    return data, lines, duplicates
 
 
 def _walk(
-    node: yaml.Node, at: Location, name: str, origins: dict[Location, str], duplicates: list[str], seen: set[int]
+    node: yaml.Node, at: Location, lines: Lines, duplicates: list[tuple[int, Location, str]], seen: set[int]
 ) -> None:
     if id(node) in seen:  # an alias: its fields stand where the anchor is; also ends an anchor that contains itself
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            origins[(*at, index)] = f"{name}:{item.start_mark.line + 1}"
-            _walk(item, (*at, index), name, origins, duplicates, seen)
+            here = (*at, str(index))
+            lines[here] = item.start_mark.line + 1
+            _walk(item, here, lines, duplicates, seen)
     elif isinstance(node, yaml.MappingNode):
-        lines: dict[str, int] = {}
         for key, value in node.value:
             here, line = (*at, str(key.value)), key.start_mark.line + 1
-            if key.value in lines:
-                duplicates.append(f"{name}:{line}: {_dotted(here)}: given before, on line {lines[key.value]}")
-            lines[key.value] = line
-            origins[here] = f"{name}:{line}"
-            _walk(value, here, name, origins, duplicates, seen)
+            if here in lines:
+                duplicates.append((line, here, f"given before, on line {lines[here]}"))
+            lines[here] = line
+            _walk(value, here, lines, duplicates, seen)
 
 
-def _override(data: dict[str, Any], origins: dict[Location, str], override: str) -> list[str]:
+def _override(data: dict[str, Any], lines: Lines, override: str) -> list[str]:
     """Set one field in `data`; what is wrong with the request itself."""
     dotted, equals, text = override.partition("=")
     path = tuple(dotted.strip().split("."))
@@ -254,24 +259,24 @@ def _override(data: dict[str, Any], origins: dict[Location, str], override: str)
     for depth, part in enumerate(path[:-1]):
         inner = target.get(part)
         if inner is not None and not isinstance(inner, dict):
-            return [f"--set {dotted}: {_dotted(path[: depth + 1])} is a value and has no fields"]
+            return [f"--set {dotted}: {'.'.join(path[: depth + 1])} is a value and has no fields"]
         # A copy: two fields of a recipe may be one object, through an anchor.
         target[part] = dict(inner) if inner else {}
-        origins.setdefault(path[: depth + 1], "--set")
+        lines.setdefault(path[: depth + 1], 0)
         target = target[part]
     target[path[-1]] = value
-    for inside in [key for key in origins if key[: len(path)] == path]:
-        del origins[inside]
-    origins[path] = "--set"
+    for inside in [key for key in lines if key[: len(path)] == path]:
+        del lines[inside]
+    lines[path] = 0
     return []
 
 
 def _in_words(item: Mapping[str, Any]) -> Finding:
     """Where one of pydantic's errors is, and what it says in plain words."""
-    at: Location = item["loc"]
+    at = tuple(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         fields = _fields_at(at[:-1])
-        near = difflib.get_close_matches(str(at[-1]), fields, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(at[-1], fields, n=1, cutoff=0.6)
         guess = f"; did you mean {near[0]}?" if near else ";"
         return at, f"no such field{guess} fields are {', '.join(fields)}"
     if item["type"] == "missing":
@@ -289,19 +294,13 @@ def _in_words(item: Mapping[str, Any]) -> Finding:
 def _fields_at(at: Location) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in at:
-        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+        section = section.model_fields[part].annotation  # type: ignore[assignment]
     return list(section.model_fields)
 
 
-def _locate(origins: Mapping[Location, str], at: Location, message: str) -> str:
-    """`recipes/x.yaml:12: section.field: message`, or `--set section.field: message`."""
-    nearest = next(at[:length] for length in range(len(at), -1, -1) if at[:length] in origins)
-    origin = origins[nearest]
-    return f"--set {_dotted(at)}: {message}" if origin == "--set" else f"{origin}: {_dotted(at)}: {message}"
-
-
-def _dotted(at: Location) -> str:
-    return ".".join(str(part) for part in at)
+def _line_of(lines: Lines, at: Location) -> int:
+    """The line of a field, or of the nearest section around it."""
+    return next(lines[at[:length]] for length in range(len(at), -1, -1) if at[:length] in lines)
 
 
 def _check_together(recipe: Recipe) -> list[Finding]:

@@ -138,9 +138,10 @@ def make_loaders(data: Data, batch_size: int, seed: int) -> tuple[Loader, Loader
     train = TensorDataset(data.train_images, data.train_labels)
     held_out = TensorDataset(data.held_out_images, data.held_out_labels)
     sampler = EpochShuffle(len(data.train_labels), seed)
+    # With generators of their own: a loader draws a number when it starts, and a resumed run starts it at another time.
     return (
-        DataLoader(train, batch_size, sampler=sampler, drop_last=True),
-        DataLoader(held_out, max(batch_size, 256)),
+        DataLoader(train, batch_size, sampler=sampler, drop_last=True, generator=torch.Generator()),
+        DataLoader(held_out, max(batch_size, 256), generator=torch.Generator()),
     )
 
 

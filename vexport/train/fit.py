@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim._optim_factory import create_optimizer_v2
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import nn
 from torch.optim import Optimizer
 
@@ -224,7 +224,11 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_pass() -> Iterator[None]:
-    """Let KeyboardInterrupt through: Lightning ignores further SIGINTs and exits with code 1 instead."""
+    """Let KeyboardInterrupt through, where Lightning exits with code 1 and ignores further SIGINTs.
+
+    Raises:
+        SystemExit: on SIGTERM, with the code that says so; Lightning's own has none, and would pass for success.
+    """
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -232,6 +236,8 @@ def _interrupts_pass() -> Iterator[None]:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
+        if error.code is None:
+            raise SystemExit(128 + signal.SIGTERM) from error
         raise
     finally:
         if in_main:
