@@ -1,0 +1,54 @@
+"""The public surface: a closed list, loaded lazily."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import vexport
+
+PUBLIC = [
+    "VARIANTS",
+    "VexportError",
+    "Workspace",
+    "bench",
+    "check_parity",
+    "export_graph",
+    "fuse_checkpoint",
+    "load_network",
+    "make_spec",
+    "open_runner",
+    "train_recipe",
+]
+
+
+def test_the_list_is_closed() -> None:
+    assert vexport.__all__ == PUBLIC
+    assert dir(vexport) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_name_is_there_and_described(name: str) -> None:
+    found = getattr(vexport, name)
+    # VARIANTS is a table, and once anything imported vexport.bench, `bench` is that subpackage.
+    if name not in ("VARIANTS", "bench"):
+        assert found.__name__ == name
+        assert found.__doc__
+
+
+def test_no_other_name() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'fuze'"):
+        vexport.fuze  # noqa: B018
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    code = "import sys, vexport; print([m for m in ('torch', 'numpy', 'onnx', 'typer', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "vexport", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("vexport ")

@@ -1,0 +1,230 @@
+"""Recipes: every error at once, with its line and the fields that exist; overrides; the recipes that ship."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from vexport.errors import RecipeError
+from vexport.recipe import Recipe, find_recipe, load_recipe, recipe_hash, recipes_folder, shipped_recipes
+
+GOOD = """\
+epochs: 4
+batch_size: 8
+network: {model: vanillanet_5}
+deep_training: {decay_epochs: 1}
+data: {name: digits}
+optimizer:
+  lr: 1.0e-3
+schedule: {warmup_epochs: 1}
+"""
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def written(text: str) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return written
+
+
+def details(path: Path | str, overrides: Sequence[str] = ()) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    assert caught.value.hint
+    return [line.replace(f"{path}:", "") for line in caught.value.details]
+
+
+def test_good(write: Write) -> None:
+    recipe = load_recipe(write(GOOD))
+    assert (recipe.name, recipe.epochs, recipe.optimizer.lr) == ("mine", 4, 1e-3)
+    assert recipe.deep_training.decay == "linear"
+    with pytest.raises(ValidationError):
+        recipe.epochs = 5
+
+
+def test_every_error_at_once(write: Write) -> None:
+    text = """\
+epochs: 0
+batch_size: many
+network:
+  modle: vanillanet_5
+data: digits
+optimizer:
+  lr: .nan
+  name: adam
+  momentum: 0.9
+colour: red
+"""
+    found = details(write(text))
+    assert len(found) == 9
+    assert any(line.startswith("1: epochs: ") and "greater than or equal to 1" in line for line in found)
+    assert any(line.startswith("2: batch_size: ") and "'many'" in line for line in found)
+    assert "3: network.model: needed, and not given" in found
+    expected = "4: network.modle: no such field; did you mean model? fields are model, width, act_num, drop_rate"
+    assert expected in found
+    data = next(line for line in found if line.startswith("5: data: "))
+    assert "section with the fields name, held_out, split_seed, image_size, augment" in data
+    assert any(line.startswith("7: optimizer.lr: ") and "finite" in line for line in found)
+    assert any(line.startswith("8: optimizer.name: ") and "'lamb'" in line for line in found)
+    assert "9: optimizer.momentum: no such field; fields are name, lr, weight_decay" in found
+    assert any(line.startswith("10: colour: no such field; fields are name, seed, epochs") for line in found)
+
+
+def test_sections_that_are_not_given(write: Write) -> None:
+    needed = ("batch_size", "data", "network", "optimizer")
+    assert sorted(details(write("epochs: 3\n"))) == [f"1: {name}: needed, and not given" for name in needed]
+
+
+def test_duplicates(write: Write) -> None:
+    found = details(write(GOOD + "epochs: 5\noptimizer: {lr: 1, lr: 2}\n"))
+    assert "9: epochs: given before, on line 1" in found
+    assert "10: optimizer: given before, on line 6" in found
+    assert "10: optimizer.lr: given before, on line 10" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("epochs: [1\nb: 2\n", 2), ("a: b: c\n", 1), ("a: 1\n\tb: 2\n", 2), ("a: *nowhere\n", 1)]
+)
+def test_not_yaml(write: Write, text: str, line: int) -> None:
+    path = write(text)
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe(path)
+    assert details(path)[0].startswith(f"{line}: ")
+
+
+def test_yaml_never_runs_code(write: Write, tmp_path: Path) -> None:
+    path = write(f"epochs: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
+    assert details(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_binary(write: Write) -> None:
+    path = write("")
+    path.write_bytes(b"\x80\x02\xff\x00")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(("text", "says"), [("", "is empty"), ("# only\n", "is empty"), ("- 1\n", "holds a list")])
+def test_no_fields(write: Write, text: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        load_recipe(write(text))
+    assert "epochs" in caught.value.hint
+
+
+def test_true_is_no_number(write: Write) -> None:
+    assert details(write(GOOD.replace("epochs: 4", "epochs: yes"))) == ["1: epochs: should be a number, not true"]
+
+
+def test_checked_together(write: Write) -> None:
+    overrides = ["deep_training.decay_epochs=4", "schedule.warmup_epochs=4", "schedule.min_lr=1"]
+    found = sorted(details(write(GOOD), overrides))
+    assert "--set deep_training.decay_epochs: 4 leaves no epoch of 4 at slope 1" in found[0]
+    assert "--set schedule.min_lr" in found[1]
+    assert "--set schedule.warmup_epochs" in found[2]
+    assert len(found) == 3
+    assert details(write(GOOD.replace("decay_epochs: 1", "decay_epochs: 3.5")))[0].startswith("4: deep_training.")
+
+
+def test_overrides(write: Write) -> None:
+    recipe = load_recipe(write(GOOD), ["optimizer.lr=0.5", "optimizer.lr=2e-1", "ema.warmup=false", "name=other"])
+    assert (recipe.optimizer.lr, recipe.ema.warmup, recipe.name) == (0.2, False, "other")
+    assert recipe.epochs == 4
+
+
+def test_bad_overrides_are_all_told(write: Write) -> None:
+    overrides = ["epochs", "=3", "epochs.lr=3", "optimizer.lr=[1", "optimizer.lamb=3", "seed=-1"]
+    found = details(write(GOOD), overrides)
+    assert len(found) == 6
+    assert "--set epochs: should be section.field=value" in found
+    assert "--set epochs.lr: epochs is a value and has no fields" in found
+    assert any(line.startswith("--set optimizer.lamb: no such field") for line in found)
+    assert any(line.startswith("--set seed: ") for line in found)
+
+
+def test_override_of_an_anchored_section_changes_one_place(write: Write) -> None:
+    text = GOOD + "loss: &a {label_smoothing: 0.2}\n"
+    recipe = load_recipe(write(text), ["loss.label_smoothing=0.3"])
+    assert recipe.loss.label_smoothing == 0.3
+
+
+@pytest.mark.parametrize("name", ["", "../x", ".hidden", "a b"])
+def test_name_is_a_stem(write: Write, name: str) -> None:
+    assert details(write(GOOD), [f"name='{name}'"])[0].startswith("--set name: ")
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(RecipeError, match="unknown recipe 'quickstrat'") as caught:
+        load_recipe("quickstrat")
+    assert caught.value.hint == "did you mean quickstart?"
+    with pytest.raises(RecipeError, match="unknown recipe 'zzz'") as caught:
+        load_recipe("zzz")
+    assert "quickstart" in caught.value.hint
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="there is no recipe"):
+        load_recipe(tmp_path / "quickstart.yaml")
+    with pytest.raises(RecipeError, match="is a folder"):
+        load_recipe(tmp_path)
+
+
+def test_quickstart_ships() -> None:
+    assert "quickstart" in shipped_recipes()
+    assert find_recipe("quickstart") == recipes_folder() / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes(name: str) -> None:
+    assert isinstance(load_recipe(name), Recipe)
+    lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
+    assert lines[0] == f"# vexport train {name}", "a recipe's first line is the command that runs it"
+
+
+def test_hash_is_of_the_content(write: Write) -> None:
+    first = recipe_hash(load_recipe(write(GOOD)))
+    reordered = "# a comment\nname: mine\n" + "\n".join(
+        reversed(GOOD.replace("optimizer:\n  lr", "optimizer.lr").split("\n"))
+    )
+    reordered = reordered.replace("optimizer.lr: 1.0e-3", "optimizer: {lr: 0.001}")
+    assert recipe_hash(load_recipe(write(reordered))) == first
+    assert recipe_hash(load_recipe(write(GOOD + "seed: 0\n"))) == first, "a default that is written out"
+    assert recipe_hash(load_recipe(write(GOOD), ["seed=1"])) != first
+
+
+def test_hash_does_not_drift() -> None:
+    """A changed hash makes every trained checkpoint out of date: change this figure only on purpose."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "fixed",
+            "epochs": 4,
+            "batch_size": 8,
+            "network": {"model": "vanillanet_5"},
+            "data": {"name": "digits"},
+            "optimizer": {"lr": 0.5},
+        }
+    )
+    assert recipe_hash(recipe) == "096954cbab1573407d756d754f0a36eb91dd02746fefa0bf74b5f569d7795eaf"
+
+
+def test_errors_stand_in_the_order_of_the_file_after_those_of_set(write: Write) -> None:
+    found = details(write(GOOD + "x: 1\n1: 2\nepochs: 0\n"), ["optimizer.lr=0", "nothing"])
+    assert [line.partition(": ")[0] for line in found] == ["--set nothing", "--set optimizer.lr", "9", "10", "11", "11"]
+
+
+@pytest.mark.parametrize("text", ["a: 1\n---\nb: 1\n", "a: 2024-13-45\n", "[" * 5000])
+def test_what_yaml_itself_cannot_make_sense_of(write: Write, text: str) -> None:
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe(write(text))
+
+
+def test_an_anchor_that_contains_itself_ends(write: Write) -> None:
+    assert details(write(GOOD + "seed: &a [*a]\n"))[0].startswith("9: seed: should be a valid integer")

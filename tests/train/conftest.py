@@ -1,0 +1,29 @@
+"""A recipe that trains in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+
+TINY = """\
+epochs: 4
+batch_size: 512
+device: cpu
+network: {model: vanillanet_5, width: 0.015625, act_num: 1, drop_rate: 0.1}
+deep_training: {decay_epochs: 2, per: step}
+data: {name: digits, augment: {rotate_deg: 5, scale: 0.1, shift: 0.05}}
+optimizer: {name: adamw, lr: 3.0e-3, weight_decay: 0.05}
+schedule: {warmup_epochs: 1}
+ema: {decay: 0.9}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
