@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,8 @@ def at(target: Path, created: str) -> None:
     manifest = read_manifest(target)
     assert manifest is not None
     manifest_path(target).write_text(json.dumps(replace(manifest, created=created).to_json()))
+    when = datetime.fromisoformat(created).timestamp()
+    os.utime(manifest_path(target), (when, when))
 
 
 def test_newest(tmp_path: Path) -> None:
@@ -231,14 +234,17 @@ def test_newest(tmp_path: Path) -> None:
     assert newest() == "c"
 
 
-def test_newest_of_one_second_goes_by_the_file(tmp_path: Path) -> None:
-    for name, when in (("a", 300), ("b", 500), ("c", 400)):
+def test_what_was_up_to_date_just_now_is_the_newest(tmp_path: Path) -> None:
+    for name, created in (("a", "2026-01-01"), ("b", "2026-01-02")):
         write(tmp_path / f"{name}.onnx", name, model=name)
-        at(tmp_path / f"{name}.onnx", "2026-01-02")
-        os.utime(tmp_path / f"{name}.onnx", (when, when))
+        at(tmp_path / f"{name}.onnx", created)
+    manifest = read_manifest(tmp_path / "a.onnx")
+    assert manifest is not None
+    parent = manifest.parent.sha256 if manifest.parent else None
+    assert up_to_date(Graph, tmp_path / "a.onnx", parent=parent, options=manifest.options, versions=manifest.versions)
     found = Workspace(tmp_path).newest(Graph)
     assert found is not None
-    assert found.model == "b"
+    assert found.model == "a"
 
 
 def test_no_folder_has_nothing(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ _WHERE = {
     "VARIANTS": "vexport.model.variants",
     "VexportError": "vexport.errors",
     "Workspace": "vexport.workspace",
-    "bench": "vexport.pipeline.bench",
     "check_parity": "vexport.pipeline.check",
     "export_graph": "vexport.pipeline.export",
     "fuse_checkpoint": "vexport.pipeline.fuse",
     "load_network": "vexport.model.checkpoint",
     "make_spec": "vexport.model.variants",
+    "measure_latency": "vexport.pipeline.bench",
     "open_runner": "vexport.run",
     "train_recipe": "vexport.pipeline.train",
 }

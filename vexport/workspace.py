@@ -6,6 +6,7 @@ names. Until then nothing stands under those names, so an interrupt or a full di
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -85,7 +86,11 @@ def up_to_date(
     if (recorded, manifest.options, manifest.versions) != (parent, dict(options), dict(versions)):
         return None
     artifact = load_artifact(path)
-    return artifact if isinstance(artifact, kind) else None
+    if not isinstance(artifact, kind):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(manifest_path(path))  # asked for just now: the next command takes it as the newest
+    return artifact
 
 
 def require_clear(target: Path, *, force: bool = False) -> str | None:
@@ -100,6 +105,8 @@ def require_clear(target: Path, *, force: bool = False) -> str | None:
     if target.is_dir():
         raise WorkspaceError(f"{target} is a folder", hint="name a file with --output")
     if not target.exists():
+        if target.suffix == ".onnx" and external_data_path(target).exists() and not force:
+            raise _in_the_way(external_data_path(target), "belongs to no graph that vexport wrote")
         if manifest_path(target).exists() and read_manifest(target) is None and not force:
             raise _in_the_way(manifest_path(target), "was not written by vexport")
         return None
@@ -183,6 +190,14 @@ def stage(target: Path, *, force: bool = False) -> Iterator[Staging]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+_FULL_DISK = ("No space left", "File too large", "os error 27", "os error 28", "PytorchStreamWriter failed writing")
+
+
+def _no_space(target: Path) -> WorkspaceError:
+    hint = "free some space, or choose another folder with --workspace"
+    return WorkspaceError(f"no space left to write {target}", hint=hint)
+
+
 @contextmanager
 def mapped_os_errors(target: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write into a WorkspaceError."""
@@ -192,9 +207,7 @@ def mapped_os_errors(target: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise WorkspaceError(
-                f"no space left to write {target}", hint="free some space, or choose another folder with --workspace"
-            ) from error
+            raise _no_space(target) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise WorkspaceError(
                 f"no permission to write {target}", hint="choose another folder with --workspace"
@@ -203,6 +216,11 @@ def mapped_os_errors(target: Path) -> Iterator[None]:
             raise WorkspaceError(
                 f"{target.parent} is not a folder", hint="choose another folder with --workspace"
             ) from error
+        raise
+    except Exception as error:
+        # torch and safetensors report a full disk as errors of their own.
+        if any(sign in str(error) for sign in _FULL_DISK):
+            raise _no_space(target) from error
         raise
 
 
@@ -223,13 +241,13 @@ class Workspace:
             kind: The artifact's class.
             fits: Asked before the file is hashed.
         """
-        candidates: list[tuple[str, int, Path, Manifest]] = []
+        candidates: list[tuple[int, Path, Manifest]] = []
         for beside in self.root.glob("*.json") if self.root.is_dir() else ():
             path = beside.with_suffix("")
             manifest = read_manifest(path)
             if manifest is not None and manifest.kind == kind.kind and path.is_file() and fits(kind(path, manifest)):
-                candidates.append((manifest.created, path.stat().st_mtime_ns, path, manifest))
-        for _, _, path, manifest in sorted(candidates, key=lambda row: row[:2], reverse=True):
+                candidates.append((beside.stat().st_mtime_ns, path, manifest))
+        for _, path, manifest in sorted(candidates, key=lambda row: row[0], reverse=True):
             if hash_file(path) == manifest.sha256:
                 return kind(path, manifest)
         return None

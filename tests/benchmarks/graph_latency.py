@@ -48,7 +48,8 @@ def main() -> None:
     environment = describe_environment()
     print(f"vexport / plain {compared.value:.3f} ({compared.low:.3f} to {compared.high:.3f})")
     print(
-        f"{environment['cpu']}, {environment['usable_cores']} cores, onnxruntime {environment['versions']['onnxruntime']}"
+        f"{environment['cpu']}, {environment['usable_cores']} cores, "
+        f"onnxruntime {environment['versions']['onnxruntime']}"
     )
 
 

@@ -117,7 +117,8 @@ def main() -> None:
     )
     excess = (whole_mb - torch_mb) / weights_mb
     print(
-        f"  peak memory {whole_mb:.0f} MB = importing torch {torch_mb:.0f} MB + {excess:.2f}x the file's {weights_mb:.0f} MB"
+        f"  peak memory {whole_mb:.0f} MB: importing torch {torch_mb:.0f} MB "
+        f"+ {excess:.2f}x the file's {weights_mb:.0f} MB"
     )
 
 

@@ -34,7 +34,7 @@ def done(result: Result) -> Result:
 
 
 def times(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix != ".json" and path.is_file()}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_fuse_prints_its_blocks_and_writes(invoke: Invoke, ckpt: Path, folder: P
     assert [rows[name][1] for name in ("stem", "stages.0", "head")] == ["16x3x4x4", "32x16x1x1", "10x128x1x1"]
     assert all(float(rows[name][2]) < 1e-9 for name in ("stem", "stages.1", "head"))
     assert "random image(s)" in result.stdout
-    assert result.stderr == "weights: as named\n"
+    assert result.stderr == "weights: ckpt.pth\n"
     assert set(files_of(folder)) == {"ckpt.pth", str(DEPLOYED), f"{DEPLOYED}.json"}
     manifest = read_manifest(DEPLOYED)
     assert manifest is not None
@@ -86,7 +86,7 @@ def test_fuse_anew_when_the_options_changed(invoke: Invoke, ckpt: Path, fused: P
 def test_fuse_to_the_references_format(invoke: Invoke, ckpt: Path, small_spec: NetworkSpec) -> None:
     done(invoke("fuse", ckpt, "--format", "pth"))
     content = torch.load(OUT / "ckpt.deploy.pth", weights_only=True)
-    assert set(content) == {"model"}
+    assert set(content) == {"model", "vexport"}
     shapes = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
     assert shapes == dict(expected_shapes(small_spec, "deployed"))
     assert {"stem.1.bias", "stages.0.conv.weight", "stages.2.act.bias", "cls.2.weight"} <= set(shapes)
@@ -114,7 +114,7 @@ def test_fuse_on_images(invoke: Invoke, ckpt: Path, folder: Path) -> None:
         pixels = random.integers(0, 256, (80, 90, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "photos" / "cats" / f"{index}.png")
     result = done(invoke("fuse", ckpt, "--images", "photos"))
-    assert "logits on 3 images image(s)" in result.stdout or "logits on 3 " in result.stdout
+    assert "logits on 3 real image(s)" in result.stdout
     manifest = read_manifest(DEPLOYED)
     assert manifest is not None
     assert [entry["inputs"] for entry in manifest.parity] == ["random", "images"]
@@ -143,7 +143,7 @@ def test_bare_one_after_another(
     invoke: Invoke, ckpt: Path, fused: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = done(invoke("onnx"))
-    assert "the newest that fits in the workspace" in first.stderr
+    assert "the newest that fits" in first.stderr
     assert "18 nodes: 9 Conv, 4 Relu, 3 MaxPool, 1 GlobalAveragePool, 1 Flatten" in first.stdout
     manifest = read_manifest(GRAPH)
     assert manifest is not None
@@ -216,8 +216,7 @@ def test_check_fails_with_3(invoke: Invoke, save: Save, state: State, ckpt: Path
     assert "\nhint: " in result.stderr
     assert "they agree" not in result.stdout
     as_json = json.loads(invoke("check", ckpt, other, "--json").stdout)
-    assert as_json["exit_code"] == 3
-    assert "disagrees" in as_json["error"]["message"]
+    assert as_json["parity"]["passed"] is False
     assert invoke("check", ckpt, other, "--tolerance", "10").exit_code == 0
 
 
@@ -236,7 +235,7 @@ def test_check_of_networks_that_take_other_images(invoke: Invoke, save: Save, st
 def test_bench_has_nothing_to_measure(invoke: Invoke) -> None:
     result = invoke("bench")
     assert result.exit_code == 1
-    assert "there is no graph in vexport-out" in result.stderr
+    assert "there is no VanillaNet graph" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["fuse", "onnx"])
@@ -332,4 +331,4 @@ def test_the_table_is_readable_when_piped(ckpt: Path) -> None:
     )
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stderr
-    assert done.stderr == "weights: as named\n"
+    assert done.stderr == f"weights: {ckpt}\n"

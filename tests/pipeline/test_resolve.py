@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ def put(workspace: Workspace, name: str, created: str, *, form: str = "training"
         )
     dated = replace(made.manifest, created=created)
     manifest_path(made.path).write_text(json.dumps(dated.to_json()))
+    when = datetime.fromisoformat(created if "-" in created else f"{created}-01-01").timestamp()
+    os.utime(manifest_path(made.path), (when, when))
     return made.path
 
 
@@ -53,7 +57,7 @@ def test_a_path_comes_first(workspace: Workspace, tmp_path: Path) -> None:
     named = tmp_path / "my.net.pth"
     named.write_text("named")
     found = find(workspace, named, model="vanillanet_9")
-    assert found == WeightSource(named, "my.net", Parent("my.net.pth", hash_file(named)), "as named")
+    assert found == WeightSource(named, "my.net", Parent("my.net.pth", hash_file(named)), str(named))
 
 
 def test_a_path_excludes_weights(workspace: Workspace, cache: Path) -> None:
@@ -64,7 +68,7 @@ def test_a_path_excludes_weights(workspace: Workspace, cache: Path) -> None:
 def test_weights_come_before_the_workspace(workspace: Workspace, cache: Path) -> None:
     put(workspace, "new.ckpt", "2026")
     random = find(workspace, weights="random", model="vanillanet_9")
-    assert (random.path, random.stem, random.parent) == (None, "vanillanet_9", random_parent("vanillanet_9"))
+    assert (random.path, random.stem, random.parent) == (None, "vanillanet_9.random", random_parent("vanillanet_9"))
     assert "seed" in random.parent.name
     pretrained = find(workspace, weights="pretrained", model="vanillanet_9")
     assert (pretrained.path, pretrained.stem) == (cache, "vanillanet_9")

@@ -37,11 +37,11 @@ def bench(
     as_json: JsonOpt = False,
 ) -> None:
     """Latency beside ResNet-50 and Swin-T, measured in turns; every run measures anew."""
-    from vexport.pipeline.bench import bench as measure
+    from vexport.pipeline.bench import measure_latency
 
     with progress(as_json) as update:
         update("preparing")
-        outcome = measure(
+        outcome = measure_latency(
             artifacts or (),
             workspace=Workspace(workspace),
             model=model,

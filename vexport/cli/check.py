@@ -9,6 +9,7 @@ import typer
 
 from vexport.cli.options import FromOpt, JsonOpt
 from vexport.cli.render import print_json, print_table, progress
+from vexport.errors import EXIT_GATE
 
 
 def check(
@@ -32,8 +33,9 @@ def check(
         result = check_parity(a, b, images=images, tolerance=tolerance, weights_from=weights_from)
     parity = result.parity
     if as_json:
-        if parity.passed:
-            print_json(result.to_json())
+        print_json(result.to_json())
+        if not parity.passed:
+            raise typer.Exit(EXIT_GATE)
     else:
         cells = [
             [

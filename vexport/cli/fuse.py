@@ -99,9 +99,10 @@ def render(result: FuseResult) -> None:
             f"{artifact.model}: relative error against the training form, float64", columns, cells, text_columns=2
         )
     for entry in artifact.manifest.parity:
+        kind = "real" if entry["inputs"] == "images" else entry["inputs"]
         exact, stored = entry["float64"], entry["stored_float32"]
         typer.echo(
-            f"logits on {entry['images']} {entry['inputs']} image(s): error {exact['error']:.1e} merged "
+            f"logits on {entry['images']} {kind} image(s): error {exact['error']:.1e} merged "
             f"(tolerance {exact['tolerance']:.0e}), {stored['error']:.1e} stored as float32 ({stored['tolerance']:.0e})"
         )
     state = "up to date: " if result.up_to_date else ""

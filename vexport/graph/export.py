@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from vexport.errors import ExportError
+from vexport.errors import ExportError, VexportError
 from vexport.graph.pools import ordinary_pools
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
@@ -54,6 +54,8 @@ def export_module(
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = error.__cause__ or error
+            if (refusal := _own_error(error)) is not None:
+                raise refusal from error
             raise ExportError(
                 "torch's exporter refuses this network",
                 details=[line for line in str(cause).splitlines() if line.strip()][:3],
@@ -61,6 +63,13 @@ def export_module(
             ) from error
     assert program is not None
     return program.model
+
+
+def _own_error(error: BaseException | None) -> VexportError | None:
+    """What the network itself refused, somewhere behind the exporter's error."""
+    while error is not None and not isinstance(error, VexportError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,17 @@ DEFAULT_OPSET = 18  # the newest that TensorRT 8.6 still reads most of
 LEAST_OPSET = 14  # from here on the five plain operators are defined as they are today
 
 
+def require_opset(opset: int) -> None:
+    """Refuse an opset that cannot be written.
+
+    Raises:
+        ExportError: it is too old, or newer than onnx knows.
+    """
+    newest = defs.onnx_opset_version()
+    if not LEAST_OPSET <= opset <= newest:
+        raise ExportError(f"opset {opset} is not supported", hint=f"choose one from {LEAST_OPSET} to {newest}")
+
+
 def set_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Give a graph another opset, and the lowest IR version that goes with it.
 
@@ -20,9 +31,7 @@ def set_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     Raises:
         ExportError: the opset is not one that onnx knows, or an operator cannot be converted.
     """
-    newest = defs.onnx_opset_version()
-    if not LEAST_OPSET <= opset <= newest:
-        raise ExportError(f"opset {opset} is not supported", hint=f"choose one from {LEAST_OPSET} to {newest}")
+    require_opset(opset)
     current = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset != current and any(_since(node, opset) != _since(node, current) for node in model.graph.node):
         try:

@@ -218,7 +218,7 @@ def _candidates(dims: list[int | None]) -> list[str]:
     same = [name for name, v in VARIANTS.items() if len(v.dims) == len(dims) and _proportional(dims, v.dims, 0)]
     if same:
         return same
-    return [n for n, v in VARIANTS.items() if len(v.dims) == len(dims) and _proportional(dims, v.dims, 8)][:1]
+    return [n for n, v in VARIANTS.items() if len(v.dims) == len(dims) and _proportional(dims, v.dims, 8)]
 
 
 def _proportional(dims: list[int | None], base: tuple[int, ...], slack: int) -> bool:
@@ -231,10 +231,7 @@ def _proportional(dims: list[int | None], base: tuple[int, ...], slack: int) -> 
 
 def _decide(path: Path, names: list[str], named_in_file: Any, asked: str | None) -> str:
     if asked is not None:
-        # A scaled 13 also is a scaled 13-1.5x: what is asked for decides among those of one depth and shape.
-        twins = {n for n in VARIANTS if len(VARIANTS[n].dims) == len(VARIANTS[names[0]].dims)}
-        exact = len(names) > 1 or VARIANTS[names[0]].dims == VARIANTS[asked].dims
-        if asked in names or (asked in twins and not exact):
+        if asked in names:
             return asked
         raise _wrong_variant(path, names, asked)
     if len(names) == 1:
@@ -242,7 +239,7 @@ def _decide(path: Path, names: list[str], named_in_file: Any, asked: str | None)
     if named_in_file in names:
         return str(named_in_file)
     raise CheckpointError(
-        f"{path} fits {' and '.join(names)}: their tensors are the same",
+        f"{path} fits {', '.join(names[:-1])} and {names[-1]}: their tensors have the same proportions",
         hint=" or ".join(f"--model {name}" for name in names),
     )
 
@@ -311,7 +308,8 @@ def _slope(file: WeightsFile, form: Form) -> tuple[float | None, str]:
         return float(own), "the checkpoint says"
     if "slope" in file.tensors:
         return float(file.tensors["slope"]), "the state dict says"
-    decay_epochs = file.args.get("decay_epochs")
+    # timm's trainer has a `decay_epochs` too, of its learning rate: it comes with a `decay_rate`.
+    decay_epochs = None if "decay_rate" in file.args else file.args.get("decay_epochs")
     if decay_epochs == 0:
         return 1.0, "decay_epochs is 0"
     if decay_epochs is not None and file.epoch is not None:
@@ -326,7 +324,8 @@ def _preprocessing(file: WeightsFile, spec: NetworkSpec) -> Preprocessing:
     if "preprocessing" in file.facts:
         return Preprocessing.from_json(file.facts["preprocessing"])
     standard = published_preprocessing(spec.variant)
-    size = int(file.args.get("input_size") or standard.input_size[1])
+    given = file.args.get("input_size") or standard.input_size[1]
+    size = int(given[-1] if isinstance(given, (list, tuple)) else given)
     mean, std = standard.mean, standard.std
     if file.args.get("imagenet_default_mean_and_std") is False:
         mean = std = INCEPTION

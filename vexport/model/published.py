@@ -48,7 +48,8 @@ def fetch_published(name: str) -> Path:
                 details=[f"{url}: {getattr(error, 'reason', error)}"],
                 hint=f"give a checkpoint's path, or --weights random; or put the file at {path}",
             ) from error
+    if not noted.exists():
         noted.write_text(hash_file(path) + "\n", encoding="ascii")
-    elif noted.exists() and noted.read_text(encoding="ascii").strip() != hash_file(path):
+    elif noted.read_text(encoding="ascii").strip() != hash_file(path):
         raise DownloadError(f"{path} has changed since it was downloaded", hint="remove it to download it again")
     return path

@@ -291,6 +291,23 @@ class VanillaNet(nn.Module):
                 if hasattr(self, name):
                     getattr(self, name).apply(_init_weights)
 
+    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
+        """Load a published checkpoint, for timm; merges it where this network is in deployed form.
+
+        Raises:
+            CheckpointError: the file does not fit this network.
+        """
+        from pathlib import Path
+
+        from vexport.model.checkpoint import load_checkpoint
+        from vexport.model.fuse import merge_blocks, store
+
+        loaded = load_checkpoint(Path(checkpoint_path))
+        tensors = loaded.tensors
+        if self.deploy and loaded.form == "training":
+            tensors = {k: v for _, part in merge_blocks(loaded.tensors, loaded.spec) for k, v in store(part).items()}
+        self.load_state_dict(tensors)
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates: stem 0, stages.N is N + 1, the head last."""
         return {"stem": r"^stem[12]?\.", "blocks": [(r"^stages\.(\d+)", None), (r"^cls[12]?\.", (99999,))]}

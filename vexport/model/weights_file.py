@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pickle
+import pickletools
 import re
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -124,7 +127,8 @@ def _read_pickled(path: Path, head: bytes) -> Any:
         raise CheckpointError(f"{path} is truncated: its zip directory is missing", hint="copy or download it again")
     try:
         # Legacy files (before PyTorch 1.6) are one pickle stream and cannot be mapped.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     except pickle.UnpicklingError as error:
         names = _unsafe_globals(path, str(error), zipped)
@@ -149,11 +153,30 @@ def _unsafe_globals(path: Path, message: str, zipped: bool) -> list[str]:
         allowed = "argparse.Namespace"
         if names := [name for name in found if name != allowed]:
             return names
-    return re.findall(r"(?:GLOBAL|global) ([\w.]+)", message)[:1]
+    named = re.findall(r"(?:GLOBAL|global) ([\w.]+)", message)[:1]
+    if named or zipped:
+        return named
+    with contextlib.suppress(Exception):  # what is no pickle at all
+        return sorted(set(_globals_in(path.read_bytes())) - {"argparse.Namespace"})
+    return []
+
+
+def _globals_in(stream: bytes) -> Iterator[str]:
+    """Globals that a pickle refers to; nothing of it runs."""
+    strings: list[str] = []
+    for code, argument, _ in pickletools.genops(stream):
+        if code.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".")
+        elif code.name == "STACK_GLOBAL" and len(strings) >= 2:
+            yield ".".join(strings[-2:])
+        elif isinstance(argument, str):
+            strings.append(argument)
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> CheckpointError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # A bare KeyError's text is a number, and torch's advice to load without `weights_only` is not ours.
+    told = isinstance(error, (RuntimeError, EOFError, OSError)) and str(error).strip()
+    first_line = str(error).strip().splitlines()[0] if told else type(error).__name__
     if path.suffix.lower() in PYTORCH_SUFFIXES:
         return CheckpointError(
             f"{path} is not a checkpoint, or is damaged", details=[first_line[:200]], hint="copy or download it again"

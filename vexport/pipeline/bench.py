@@ -45,7 +45,7 @@ class BenchOutcome:
         }
 
 
-def bench(
+def measure_latency(
     artifacts: Sequence[Path] = (),
     *,
     workspace: Workspace,
@@ -85,7 +85,9 @@ def bench(
     if batch < 1:
         raise InputError(f"--batch {batch} is not positive", hint="give 1 or more")
     clock = Clock(duration_s=duration_s)
-    paths = _subjects(artifacts, workspace, model, weights, on_step)
+    if artifacts and (model or weights):
+        raise InputError("files and --model exclude each other", hint="leave one of them out")
+    paths = _subjects(artifacts, workspace, model, weights, batch, on_step)
     target = workspace.root / "bench.json"
     with ExitStack() as stack:
         candidates: list[tuple[Case, Runner]] = []
@@ -121,6 +123,7 @@ def _subjects(
     workspace: Workspace,
     model: str | None,
     weights: Weights | None,
+    batch: int,
     on_step: Callable[[str, float | None], None],
 ) -> list[Path]:
     """The files to measure."""
@@ -136,11 +139,12 @@ def _subjects(
     found = []
     for beside in sorted(workspace.root.glob("*.onnx.json")) if workspace.root.is_dir() else ():
         artifact = load_artifact(beside.with_suffix(""))
-        if isinstance(artifact, Graph) and artifact.model in VARIANTS:
+        fits = isinstance(artifact, Graph) and artifact.facts["batch"] in (None, batch)
+        if artifact is not None and fits and artifact.model in VARIANTS:
             found.append(artifact.path)
     if not found:
         raise InputError(
-            f"there is no graph in {workspace.root} to measure",
+            f"there is no VanillaNet graph for batch {batch} in {workspace.root} to measure",
             hint="make one: vexport onnx --model vanillanet_9 --weights random",
         )
     return found
@@ -148,7 +152,9 @@ def _subjects(
 
 def _baseline_graph(name: str, workspace: Workspace) -> Path:
     """A baseline's graph; random weights serve, since latency does not depend on their values."""
-    known = workspace.newest(Graph, lambda graph: graph.path.name == f"{name}.onnx" and graph.facts["batch"] is None)
+    known = workspace.newest(
+        Graph, lambda graph: graph.path.name == f"{name}.random.onnx" and graph.facts["batch"] is None
+    )
     if known is not None:
         return known.path
     return export_graph(workspace=workspace, model=name, weights="random").artifact.path
@@ -206,7 +212,10 @@ def _case(path: Path, runner: Runner, sha256: str, batch: int) -> Case:
         published = BASELINES[model].published
     in_pytorch = runner.backend.startswith("pytorch")
     return Case(
-        network=path.name.removesuffix(".onnx").removesuffix(".safetensors").removesuffix(".deploy"),
+        network=path.name.removesuffix(".onnx")
+        .removesuffix(".safetensors")
+        .removesuffix(".deploy")
+        .removesuffix(".random"),
         backend=runner.backend,
         precision="FP32",
         batch=batch,

@@ -109,19 +109,28 @@ def export_graph(
     Raises:
         VexportError: see the tree in errors.py; no graph has been written then.
     """
-    from vexport.graph.opset import DEFAULT_OPSET
+    from vexport.graph.opset import DEFAULT_OPSET, require_opset
 
     require_model(model)
+    require_opset(opset or DEFAULT_OPSET)
+    if output is not None and output.suffix != ".onnx":
+        raise InputError(f"{output} does not end in .onnx", hint="name it so")
     _require_positive("--batch", batch)
     _require_positive("--size", size)
     if model is None or model in VARIANTS:
-        subject = _variant_subject(checkpoint, workspace, model, weights, weights_from, assume_slope_1, on_step)
+        subject = _variant_subject(checkpoint, workspace, model, weights, weights_from, assume_slope_1, force, on_step)
     elif checkpoint is not None:
         raise InputError(f"{model} is a baseline: it takes no checkpoint", hint="leave the path out")
     else:
         subject = _baseline_subject(model, weights)
     target = output or workspace.root / f"{subject.stem}.onnx"
-    options = {"batch": batch, "size": size, "opset": opset or DEFAULT_OPSET}
+    options = {
+        "model": model,
+        "from": weights_from,
+        "batch": batch,
+        "size": size,
+        "opset": opset or DEFAULT_OPSET,
+    }
     versions = tool_versions(*LIBRARIES)
     done = up_to_date(Graph, target, parent=subject.parent.sha256, options=options, versions=versions)
     if done is not None:
@@ -133,7 +142,7 @@ def export_graph(
         preprocessing = replace(preprocessing, input_size=(preprocessing.input_size[0], size, size))
     on_step("exporting")
     raw, plain, notes = _make_graph(module, preprocessing, batch, opset or DEFAULT_OPSET)
-    facts |= {"precision": "fp32", "preprocessing": preprocessing.to_json(), "batch": batch, "opset": options["opset"]}
+    facts |= {"precision": "fp32", "preprocessing": preprocessing.to_json(), "batch": batch}
     with stage(target, force=force) as staging:
         on_step("comparing with the network")
         graph, parity, more = _write_proven(
@@ -161,12 +170,13 @@ def _variant_subject(
     weights: Weights | None,
     weights_from: Literal["ema", "model"] | None,
     assume_slope_1: bool,
+    force: bool,
     on_step: Callable[[str], None],
 ) -> _Subject:
     """A deployed checkpoint; what is still in training form is fused first."""
     source = find_weights(checkpoint, weights=weights, model=model, workspace=workspace, accept_deployed=True)
     fused = None
-    if source.path is None or _is_training(source.path, model):
+    if source.path is None or _is_training(source.path, source.parent.sha256, model):
         on_step("merging")
         fused = fuse_checkpoint(
             source.path,
@@ -175,6 +185,7 @@ def _variant_subject(
             weights="random" if source.path is None else None,
             weights_from=weights_from,
             assume_slope_1=assume_slope_1,
+            force=force,
         )
         deployed: Checkpoint = fused.artifact
         source = WeightSource(deployed.path, source.stem, deployed.as_parent(), source.how)
@@ -182,7 +193,12 @@ def _variant_subject(
     def load() -> tuple[nn.Module, Preprocessing, dict[str, Any]]:
         from vexport.model.checkpoint import to_network
 
-        loaded = load_source(source, model=model)
+        # What has just been fused holds one set of weights.
+        loaded = load_source(source, model=model, weights_from=None if fused else weights_from)
+        if loaded.form != "deployed":
+            raise InputError(
+                f"{source.path} is not deployed", hint="its manifest is not its own: move the manifest away"
+            )
         facts = {"model": loaded.spec.variant, "network": loaded.spec.to_json(), "num_classes": loaded.spec.num_classes}
         if loaded.class_names:
             facts["class_names"] = list(loaded.class_names)
@@ -193,13 +209,18 @@ def _variant_subject(
     return _Subject(load, source.parent, stem_of(source.path), source.how, notes, fused)
 
 
-def _is_training(path: Path, model: str | None) -> bool:
+def _is_training(path: Path, sha256: str, model: str | None) -> bool:
     """Whether a checkpoint still has to be merged; its manifest says, otherwise its tensors do."""
     from vexport.model.checkpoint import load_checkpoint
     from vexport.workspace import read_manifest
 
     manifest = read_manifest(path)
-    if manifest is not None and manifest.kind == "checkpoint" and model in (None, manifest.facts.get("model")):
+    if (
+        manifest is not None
+        and manifest.kind == "checkpoint"
+        and manifest.sha256 == sha256
+        and model in (None, manifest.facts.get("model"))
+    ):
         return bool(manifest.facts.get("form") == "training")
     return load_checkpoint(path, model=model).form == "training"
 
@@ -216,7 +237,7 @@ def _baseline_subject(model: str, weights: Weights | None) -> _Subject:
         return module, preprocessing, {"model": model, "num_classes": 1000}
 
     if weights == "random":
-        return _Subject(load, random_parent(model), model, f"seeded random weights of {model}", (), None)
+        return _Subject(load, random_parent(model), f"{model}.random", f"seeded random weights of {model}", (), None)
     import hashlib
 
     name = f"{model}, timm's pretrained weights"
@@ -315,6 +336,7 @@ def _graph_facts(raw: onnx.ModelProto, graph: onnx.ModelProto) -> dict[str, Any]
 
     return {
         "operators_exported": count_operators(raw),
+        "opset": graph.opset_import[0].version,
         "operators": count_operators(graph),
         "nodes": len(graph.graph.node),
         "parameters": count_parameters(graph),

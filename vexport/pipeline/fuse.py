@@ -85,10 +85,13 @@ def fuse_checkpoint(
         VexportError: see the tree in errors.py; nothing has been written then.
     """
     require_model(model)
+    if model is not None and model not in VARIANTS:
+        raise InputError(f"{model} is a baseline: it has nothing to merge", hint=f"vexport onnx --model {model}")
     source = find_weights(checkpoint, weights=weights, model=model, workspace=workspace, accept_deployed=False)
     target = output or workspace.root / f"{source.stem}.deploy.{file_format}"
     if source.path is not None and target.resolve() == source.path.resolve():
         return _already_deployed(source, model)
+    _require_suffix(output, file_format)
     options = {
         "model": model,
         "from": weights_from,
@@ -104,6 +107,8 @@ def fuse_checkpoint(
 
     loaded = load_source(source, model=model, weights_from=weights_from)
     tensors, facts, parity = _deployed(loaded, images, assume_slope_1, on_block)
+    if source.path is None:
+        facts["weights"] = "random"
     with stage(target, force=force) as staging:
         write_deployed(staging.path, tensors, loaded, file_format, source.parent)
         artifact = staging.publish(
@@ -113,6 +118,15 @@ def fuse_checkpoint(
             ),
         )
     return FuseResult(artifact, source.how, False, tuple(facts["notes"]))
+
+
+def _require_suffix(output: Path | None, file_format: Format) -> None:
+    """Refuse a name that would be read back as another format."""
+    suffixes = (".safetensors",) if file_format == "safetensors" else (".pth", ".pt")
+    if output is not None and output.suffix not in suffixes:
+        raise InputError(
+            f"{output} does not end in {' or '.join(suffixes)}", hint="name it so, or choose the other --format"
+        )
 
 
 def load_source(
@@ -226,14 +240,7 @@ def _fingerprint(images: Path | None) -> str | None:
 def write_deployed(
     path: Path, tensors: dict[str, Tensor], loaded: LoadedCheckpoint, file_format: Format, parent: Parent
 ) -> None:
-    """Write deployed tensors: safetensors with our facts in its header, or the reference's `{"model": state_dict}`."""
-    if file_format == "pth":
-        import torch
-
-        torch.save({"model": tensors}, path)
-        return
-    from safetensors.torch import save_file
-
+    """Write deployed tensors: safetensors, or the reference's `{"model": state_dict}`; both with our facts."""
     facts = {
         "network": loaded.spec.to_json(),
         "preprocessing": loaded.preprocessing.to_json(),
@@ -241,6 +248,13 @@ def write_deployed(
         "source": loaded.source,
         "parent": {"name": parent.name, "sha256": parent.sha256},
     }
+    if file_format == "pth":
+        import torch
+
+        torch.save({"model": tensors, "vexport": json.loads(json.dumps(facts))}, path)
+        return
+    from safetensors.torch import save_file
+
     save_file(tensors, path, metadata={"format": "pt", "vexport": json.dumps(facts)})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vexport.errors import AccuracyError
-from vexport.pipeline.bench import BenchOutcome, bench
+from vexport.pipeline.bench import BenchOutcome, measure_latency
 from vexport.pipeline.export import ExportResult, export_graph
 from vexport.pipeline.fuse import FuseResult, fuse_checkpoint
 from vexport.pipeline.train import TrainResult, train_recipe
@@ -92,7 +92,7 @@ def quickstart(
     on_step(f"exporting {FULL_SIZE} with random weights", None)
     full_size = export_graph(workspace=workspace, model=FULL_SIZE, weights="random", force=force)
     paths = [trained.best.path, fused.artifact.path, exported.artifact.path, full_size.artifact.path]
-    measured = bench(paths, workspace=workspace, duration_s=duration_s, force=force, on_step=on_step)
+    measured = measure_latency(paths, workspace=workspace, duration_s=duration_s, force=force, on_step=on_step)
     return QuickstartResult(trained, fused, exported, accuracy, full_size, measured)
 
 

@@ -53,7 +53,7 @@ def require_model(name: str | None) -> None:
 def stem_of(path: Path) -> str:
     """A file's name without the suffixes that vexport or torch give."""
     stem = path.name
-    for suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".onnx", ".deploy"):
+    for suffix in (".tar", ".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx", ".deploy"):
         stem = stem.removesuffix(suffix)
     return stem or path.name
 
@@ -88,19 +88,20 @@ def find_weights(
     if path is not None:
         if weights is not None:
             raise InputError("a path and --weights exclude each other", hint="leave one of them out")
-        return _from_file(path, "as named")
+        return _from_file(path, str(path))
     if weights is not None and model is None:
         raise InputError(
             f"--weights {weights} needs a network", hint="name it with --model; `vexport models` lists them"
         )
     if weights == "random":
         assert model is not None
-        return WeightSource(None, model, random_parent(model), f"seeded random weights of {model}")
+        # A name of their own: they never pass for trained weights, nor overwrite them.
+        return WeightSource(None, f"{model}.random", random_parent(model), f"seeded random weights of {model}")
     if weights is None:
         found = _newest(workspace, model, accept_deployed)
         if found is not None:
             return WeightSource(
-                found.path, stem_of(found.path), found.as_parent(), "the newest that fits in the workspace"
+                found.path, stem_of(found.path), found.as_parent(), f"{found.path}, the newest that fits"
             )
     if model is None:
         raise InputError(
@@ -109,7 +110,8 @@ def find_weights(
         )
     from vexport.model.published import fetch_published
 
-    return _from_file(fetch_published(model), f"the published weights of {model}")
+    published = fetch_published(model)
+    return _from_file(published, f"{published}, the published weights of {model}")
 
 
 def _from_file(path: Path, how: str) -> WeightSource:
@@ -120,11 +122,12 @@ def _from_file(path: Path, how: str) -> WeightSource:
 
 
 def _newest(workspace: Workspace, model: str | None, accept_deployed: bool) -> Checkpoint | None:
-    """The newest fitting checkpoint; of one training, the best before the last."""
+    """The newest fitting checkpoint, a `.last.ckpt` only where there is no other; never random weights."""
 
     def fits(checkpoint: Checkpoint) -> bool:
         forms = ("training", "deployed") if accept_deployed else ("training",)
-        return checkpoint.form in forms and model in (None, checkpoint.model)
+        trained = checkpoint.facts.get("weights") != "random"
+        return trained and checkpoint.form in forms and model in (None, checkpoint.model)
 
     best = workspace.newest(Checkpoint, lambda found: fits(found) and not found.path.name.endswith(".last.ckpt"))
     return best or workspace.newest(Checkpoint, fits)
