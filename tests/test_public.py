@@ -51,3 +51,12 @@ def test_importing_it_imports_nothing_heavy() -> None:
 def test_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "vexport", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("vexport ")
+
+
+def test_the_readme_has_no_gaps_and_names_every_command() -> None:
+    from pathlib import Path
+
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    assert "@@" not in readme
+    for command in ("quickstart", "models", "train", "fuse", "onnx", "check", "bench"):
+        assert f"vexport {command}" in readme
