@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vexport.artifacts import KINDS, Artifact, Manifest
-from vexport.errors import WorkspaceError
+from vexport.errors import InputError, WorkspaceError
 
 DEFAULT_FOLDER = Path("vexport-out")
 A = TypeVar("A", bound=Artifact)
@@ -57,6 +57,25 @@ def _parts(path: Path) -> list[Path]:
     return [path, data] if path.suffix == ".onnx" and data.exists() else [path]
 
 
+def require_file(path: Path, what: str = "checkpoint") -> None:
+    """Refuse a path at which there is no readable, non-empty file.
+
+    Raises:
+        InputError: it is missing, a folder, empty or unreadable.
+    """
+    if not path.exists():
+        raise InputError(f"no such file: {path}", hint=f"give the path of a {what}")
+    if not path.is_file():
+        raise InputError(f"{path} is a folder", hint=f"give the path of a {what} file inside it")
+    try:
+        with path.open("rb") as stream:
+            empty = not stream.read(1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from error
+    if empty:
+        raise InputError(f"{path} is empty", hint="copy or make it again")
+
+
 def read_manifest(artifact: Path) -> Manifest | None:
     """The manifest beside an artifact; None where there is none that vexport wrote."""
     try:
@@ -70,7 +89,10 @@ def load_artifact(path: Path) -> Artifact | None:
     manifest = read_manifest(path)
     if manifest is None or manifest.kind not in KINDS or not path.is_file():
         return None
-    if hash_file(path) != manifest.sha256:
+    try:
+        if hash_file(path) != manifest.sha256:
+            return None
+    except OSError:  # unreadable: as good as changed
         return None
     return KINDS[manifest.kind](path=path, manifest=manifest)
 
@@ -100,8 +122,13 @@ def require_clear(target: Path, *, force: bool = False) -> str | None:
         The hash of the file that will be replaced, None where there is none.
 
     Raises:
-        WorkspaceError: `target` or its manifest stands in the way.
+        WorkspaceError: `target` or its manifest stands in the way, or cannot be read.
     """
+    with mapped_os_errors(target):
+        return _require_clear(target, force)
+
+
+def _require_clear(target: Path, force: bool) -> str | None:
     if target.is_dir():
         raise WorkspaceError(f"{target} is a folder", hint="name a file with --output")
     if not target.exists():
@@ -248,6 +275,7 @@ class Workspace:
             if manifest is not None and manifest.kind == kind.kind and path.is_file() and fits(kind(path, manifest)):
                 candidates.append((beside.stat().st_mtime_ns, path, manifest))
         for _, path, manifest in sorted(candidates, key=lambda row: row[0], reverse=True):
-            if hash_file(path) == manifest.sha256:
-                return kind(path, manifest)
+            with contextlib.suppress(OSError):  # unreadable: as good as changed
+                if hash_file(path) == manifest.sha256:
+                    return kind(path, manifest)
         return None

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vexport.errors import CheckpointError, InputError
+from vexport.errors import CheckpointError
+from vexport.workspace import require_file
 
 Source = Literal["ema", "model"]
 
@@ -53,25 +54,6 @@ class WeightsFile:
     args: dict[str, Any] = field(default_factory=dict)
     epoch: float | None = None
     notes: tuple[str, ...] = ()
-
-
-def require_file(path: Path, what: str = "checkpoint") -> None:
-    """Refuse a path at which there is no readable, non-empty file.
-
-    Raises:
-        InputError: it is missing, a folder, empty or unreadable.
-    """
-    if not path.exists():
-        raise InputError(f"no such file: {path}", hint=f"give the path of a {what}")
-    if not path.is_file():
-        raise InputError(f"{path} is a folder", hint=f"give the path of a {what} file inside it")
-    try:
-        with path.open("rb") as stream:
-            empty = not stream.read(1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from error
-    if empty:
-        raise InputError(f"{path} is empty", hint="copy or download it again")
 
 
 def read_weights(path: Path, *, source: Source | None = None) -> WeightsFile:

@@ -10,7 +10,7 @@ from typing import Literal
 from vexport.artifacts import Checkpoint, Parent
 from vexport.errors import InputError
 from vexport.model.variants import VARIANTS, unknown_model
-from vexport.workspace import Workspace, hash_file
+from vexport.workspace import Workspace, hash_file, require_file
 
 Weights = Literal["pretrained", "random"]
 RANDOM_SEED = 0
@@ -115,8 +115,6 @@ def find_weights(
 
 
 def _from_file(path: Path, how: str) -> WeightSource:
-    from vexport.model.weights_file import require_file
-
     require_file(path)
     return WeightSource(path, stem_of(path), Parent(path.name, hash_file(path)), how)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from vexport.run.runner import Runner, require_file
+from vexport.run.runner import Runner
+from vexport.workspace import require_file
 
 __all__ = ["Runner", "open_runner"]
 
@@ -30,7 +31,7 @@ def open_runner(
         CheckpointError: the checkpoint cannot be loaded.
     """
     path = Path(path)
-    require_file(path)
+    require_file(path, "checkpoint or graph")
     if path.suffix.lower() == ".onnx":
         from vexport.run.ort import OrtRunner
 

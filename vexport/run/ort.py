@@ -16,12 +16,12 @@ from vexport.run.runner import (
     CALL_EXCLUDES,
     CALL_INCLUDES,
     Array,
-    require_file,
     require_images,
     require_logits,
     require_threads,
     times,
 )
+from vexport.workspace import require_file
 
 CPU = "CPUExecutionProvider"
 FATAL_ONLY = 4  # errors reach us as exceptions, and what is in use is asked for: the log would only repeat them

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -108,25 +107,6 @@ def require_threads(threads: int | None) -> None:
     """
     if threads is not None and threads < 1:
         raise InputError(f"{threads} threads cannot compute", hint="give 1 or more, or none for the backend's choice")
-
-
-def require_file(path: Path) -> None:
-    """Refuse a path at which there is no readable, non-empty file.
-
-    Raises:
-        InputError: it is missing, a folder, empty or unreadable.
-    """
-    if not path.exists():
-        raise InputError(f"no such file: {path}", hint="give the path of a checkpoint or graph")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder", hint="give the path of a checkpoint or graph inside it")
-    try:
-        with path.open("rb") as stream:
-            empty = not stream.read(1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from error
-    if empty:
-        raise InputError(f"{path} is empty", hint="copy or make it again")
 
 
 def times(shape: Sequence[int | None]) -> str:
