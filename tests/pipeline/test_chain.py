@@ -130,7 +130,7 @@ def test_random_weights_are_the_same_again(tmp_path: Path) -> None:
         fuse_checkpoint(workspace=Workspace(tmp_path / name), model="vanillanet_5", weights="random")
         for name in ("a", "b")
     )
-    assert first.artifact.path.name == "vanillanet_5.deploy.safetensors"
+    assert first.artifact.path.name == "vanillanet_5.random.deploy.safetensors"
     assert first.artifact.sha256 == second.artifact.sha256
 
 
@@ -141,6 +141,6 @@ def test_a_baseline_takes_the_same_road(workspace: Workspace) -> None:
     assert result.artifact.manifest.parity[0]["passed"]
     assert result.artifact.facts["operators"]["Conv"] == 53
     assert "BatchNormalization" not in result.artifact.facts["operators"]
-    assert names(workspace.root) == ["resnet50.onnx", "resnet50.onnx.json"]
+    assert names(workspace.root) == ["resnet50.random.onnx", "resnet50.random.onnx.json"]
     assert export_graph(workspace=workspace, model="resnet50", weights="random").up_to_date
     assert torch.get_num_threads() == threads
