@@ -7,7 +7,7 @@ from onnx import defs, helper, version_converter
 
 from vexport.errors import ExportError
 
-DEFAULT_OPSET = 18  # the newest that TensorRT 8.6 still reads most of
+DEFAULT_OPSET = 18  # what torch's exporter writes without converting
 LEAST_OPSET = 14  # from here on the five plain operators are defined as they are today
 
 

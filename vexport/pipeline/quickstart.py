@@ -82,7 +82,7 @@ def quickstart(
         VexportError: see the tree in errors.py.
     """
     on_step("training on scikit-learn's digits", None)
-    trained = train_recipe(RECIPE, workspace=workspace, force=False, on_progress=on_epoch)
+    trained = train_recipe(RECIPE, workspace=workspace, force=force, on_progress=on_epoch)
     on_step("merging, with proof", None)
     fused = fuse_checkpoint(trained.best.path, workspace=workspace, force=force)
     on_step("exporting", None)
