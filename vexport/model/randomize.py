@@ -3,6 +3,9 @@
 The paper's initialisation (truncated normal of 0.02) gives logits of 1e-11 in a deep variant, on which no tolerance
 means anything. Here the weights are drawn from a seed, then every BatchNorm takes the statistics of a few images, so
 that each layer's output has unit variance whatever the depth.
+
+The statistics are sums over many values, whose last bits follow the number of threads and their order. So that the
+same seed gives the same file in every run, they are computed in float64 and rounded to the grid of bfloat16.
 """
 
 from __future__ import annotations
@@ -25,16 +28,17 @@ def image_like(batch: int, input_size: tuple[int, int, int], seed: int = 0) -> T
     """
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = input_size
-    total = torch.randn(batch, channels, height, width, generator=generator)
+    # In float64: the last bits of a float32 sum or interpolation depend on the number of threads.
+    total = torch.randn(batch, channels, height, width, generator=generator).double()
     for side in (1, 2, 4, 8, 16):
         if side < min(height, width):
-            coarse = torch.randn(batch, channels, side, side, generator=generator)
+            coarse = torch.randn(batch, channels, side, side, generator=generator).double()
             total += F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
-    return total / total.std(dim=(1, 2, 3), keepdim=True)
+    return (total / total.std(dim=(1, 2, 3), keepdim=True)).float()
 
 
 @torch.no_grad()
-def randomize_(module: nn.Module, input_size: tuple[int, int, int], seed: int = 0, batch: int = 4) -> nn.Module:
+def randomize_(module: nn.Module, input_size: tuple[int, int, int], seed: int = 0, batch: int = 2) -> nn.Module:
     """Fill a module with seeded random weights of the kind above, in place.
 
     Convolutions and linear layers get normal weights of variance 2 / fan-in, BatchNorms a scale in [0.5, 1.5] and a
@@ -61,9 +65,13 @@ def randomize_(module: nn.Module, input_size: tuple[int, int, int], seed: int = 
     for norm in norms:
         norm.weight.uniform_(0.5, 1.5, generator=generator)
         norm.bias.normal_(0, 0.1, generator=generator)
-    _take_statistics(module, norms, image_like(batch, input_size, seed))
+    dtype = next(module.parameters()).dtype
+    module.double()
+    _take_statistics(module, norms, image_like(batch, input_size, seed).double())
     module.eval()
-    _normalise_logits(module, image_like(batch, input_size, seed + 1))
+    scale = 1.0 / module(image_like(batch, input_size, seed + 1).double()).std()
+    module.to(dtype)
+    _scale_classifier(module, _round(scale).to(dtype))
     return module
 
 
@@ -76,11 +84,18 @@ def _take_statistics(module: nn.Module, norms: list[_BatchNorm], images: Tensor)
     module(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+        for statistic in (norm.running_mean, norm.running_var):
+            if statistic is not None:
+                statistic.copy_(_round(statistic))
 
 
-def _normalise_logits(module: nn.Module, images: Tensor) -> None:
+def _round(values: Tensor) -> Tensor:
+    """To the nearest bfloat16, in the type it came in: coarser than what threads change, finer than what matters."""
+    return values.to(torch.bfloat16).to(values.dtype)
+
+
+def _scale_classifier(module: nn.Module, scale: Tensor) -> None:
     last = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))][-1]
-    scale = 1.0 / float(module(images).std())
     last.weight.mul_(scale)
     if last.bias is not None:
         last.bias.mul_(scale)

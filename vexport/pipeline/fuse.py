@@ -255,7 +255,8 @@ def write_deployed(
         return
     from safetensors.torch import save_file
 
-    save_file(tensors, path, metadata={"format": "pt", "vexport": json.dumps(facts)})
+    # One entry only: safetensors writes several in an order that differs from run to run, and with it the hash.
+    save_file(tensors, path, metadata={"vexport": json.dumps(facts)})
 
 
 def _already_deployed(source: WeightSource, model: str | None) -> FuseResult:
