@@ -59,7 +59,7 @@ class Manifest:
     """The facts of one artifact, as they stand in `<file>.json`.
 
     Args:
-        kind: `checkpoint`, `graph` or `bench`.
+        kind: `checkpoint`, `graph`, `engine` or `bench`.
         sha256: Hash of the file (and of its external data, where it has any).
         size_bytes: Size of the same.
         parent: What it was made from; None for what training made from scratch.
@@ -153,10 +153,21 @@ class Graph(Artifact):
 
 
 @dataclass(frozen=True)
+class Engine(Artifact):
+    """A serialised TensorRT engine: the raw plan."""
+
+    kind: ClassVar[str] = "engine"
+
+    @property
+    def precision(self) -> str:
+        return str(self.manifest.facts["precision"])
+
+
+@dataclass(frozen=True)
 class BenchResult(Artifact):
     """Latency samples and their summary."""
 
     kind: ClassVar[str] = "bench"
 
 
-KINDS: dict[str, type[Artifact]] = {kind.kind: kind for kind in (Checkpoint, Graph, BenchResult)}
+KINDS: dict[str, type[Artifact]] = {kind.kind: kind for kind in (Checkpoint, Graph, Engine, BenchResult)}

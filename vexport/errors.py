@@ -7,11 +7,13 @@
     ├── FusionError                          the network cannot be merged exactly
     ├── ExportError                          the graph cannot be written as asked
     ├── WorkspaceError (OSError)             a file is in the way, the disk is full, no permission
+    ├── EngineError                          an engine cannot be built, trusted or run here
     ├── DownloadError                        published weights cannot be fetched
     ├── MissingDependencyError (ImportError) an optional package is not installed
     ├── TrainingError                        training cannot go on
     └── GateError                   exit 3   the work was done and did not hold
         ├── ParityError                      an artifact disagrees with its parent
+        ├── PrecisionError                   a layer does not compute in the precision asked for
         └── AccuracyError                    an artifact answers worse than its parent on data
 
 Errors of other libraries are mapped to these where they arise; what is not mapped is a bug and keeps its traceback.
@@ -72,6 +74,10 @@ class WorkspaceError(VexportError, OSError):
     """A file is in the way, the disk is full or a folder may not be written."""
 
 
+class EngineError(VexportError):
+    """An engine cannot be built, trusted or run here."""
+
+
 class DownloadError(VexportError):
     """Published weights cannot be fetched."""
 
@@ -92,6 +98,10 @@ class GateError(VexportError):
 
 class ParityError(GateError):
     """An artifact disagrees with its parent."""
+
+
+class PrecisionError(GateError):
+    """A layer does not compute in the precision asked for; `details` names it."""
 
 
 class AccuracyError(GateError):

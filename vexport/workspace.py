@@ -84,6 +84,24 @@ def read_manifest(artifact: Path) -> Manifest | None:
         return None
 
 
+def write_manifest(artifact: Path, manifest: Manifest) -> None:
+    """Replace the manifest of an artifact that is already there, whole or not at all.
+
+    Raises:
+        WorkspaceError: the folder cannot be written.
+    """
+    target = manifest_path(artifact)
+    with mapped_os_errors(target):
+        descriptor, name = tempfile.mkstemp(prefix=".vexport-", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(json.dumps(manifest.to_json(), indent=2) + "\n")
+            Path(name).chmod(target.stat().st_mode)
+            Path(name).replace(target)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
 def load_artifact(path: Path) -> Artifact | None:
     """The artifact at `path` with its manifest; None unless vexport wrote it and it is unchanged since."""
     manifest = read_manifest(path)

@@ -53,7 +53,19 @@ def require_model(name: str | None) -> None:
 def stem_of(path: Path) -> str:
     """A file's name without the suffixes that vexport or torch give."""
     stem = path.name
-    for suffix in (".tar", ".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx", ".deploy"):
+    for suffix in (
+        ".tar",
+        ".safetensors",
+        ".pth",
+        ".pt",
+        ".ckpt",
+        ".bin",
+        ".onnx",
+        ".deploy",
+        ".fp16",
+        ".bf16",
+        ".int8",
+    ):
         stem = stem.removesuffix(suffix)
     return stem or path.name
 

@@ -17,21 +17,32 @@ def open_runner(
     threads: int | None = None,
     weights_from: Literal["ema", "model"] | None = None,
     model: str | None = None,
+    trust: bool = False,
+    cuda_graph: bool = False,
 ) -> Runner:
-    """Open an artifact with the backend that runs it: ONNX Runtime for a graph, PyTorch for a checkpoint.
+    """Open an artifact with the backend that runs it.
+
+    ONNX Runtime for a graph, TensorRT for an engine, PyTorch for a checkpoint.
 
     Args:
-        path: .onnx, or a checkpoint in either form.
+        path: .onnx, .engine or .plan, or a checkpoint in either form.
         threads: Threads to compute with; None leaves the backend's choice.
         weights_from: Which weights of a training checkpoint to take.
         model: The variant that a checkpoint must be.
+        trust: Open an engine that vexport did not write: it may run any code.
+        cuda_graph: Let an engine replay its launches as a CUDA graph.
 
     Raises:
         InputError: there is no such file, it is neither, or an option does not go with it.
         CheckpointError: the checkpoint cannot be loaded.
+        EngineError: the engine is unknown or altered, or cannot run on this machine.
     """
     path = Path(path)
-    require_file(path, "checkpoint or graph")
+    require_file(path, "checkpoint, graph or engine")
+    if path.suffix.lower() in (".engine", ".plan"):
+        from vexport.run.tensorrt import open_engine
+
+        return open_engine(path, trust=trust, cuda_graph=cuda_graph)
     if path.suffix.lower() == ".onnx":
         from vexport.run.ort import OrtRunner
 

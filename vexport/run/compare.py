@@ -17,7 +17,7 @@ import numpy as np
 from vexport.errors import InputError
 from vexport.run.runner import Array, times
 
-TOLERANCES = MappingProxyType({"float64": 1e-9, "stored": 1e-6, "fp32": 1e-5, "fp16": 1e-2})
+TOLERANCES = MappingProxyType({"float64": 1e-9, "stored": 1e-6, "fp32": 1e-5, "fp16": 1e-2, "bf16": 5e-2})
 
 
 @dataclass(frozen=True)

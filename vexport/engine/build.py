@@ -1,0 +1,360 @@
+"""Graph to plan: parse, look at the types, configure, build."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vexport.engine.inspect import NetworkLayer, network_layers, require_precision
+from vexport.engine.messages import first_lines, heard
+from vexport.engine.runtime import TensorRT, use_polygraphy
+from vexport.engine.timing import load_timing_cache, save_timing_cache
+from vexport.errors import EngineError, InputError
+
+Progress = Callable[[str, float | None], None]
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What is asked of an engine.
+
+    Args:
+        precision: Of the graph: `fp32`, `fp16`, `bf16` or `int8`.
+        targets: Compute capabilities (80 for 8.0); none for the GPU at hand.
+        min_batch, opt_batch, max_batch: The profile: what the engine takes, and what it is tuned for.
+        size: Height and width, for a graph that leaves them open.
+        memory_mb: Limit of the builder's workspace pool, in MiB; None leaves TensorRT's.
+        level: Builder optimisation level, 0 to 5; None leaves TensorRT's.
+        tf32: Whether FP32 layers may round to TF32.
+        version_compatible: Whether newer versions of TensorRT shall run it.
+        hardware_compatible: Whether GPUs from Ampere on shall run it.
+        refit: Whether its weights can be replaced.
+        strip: Whether the plan goes without its weights, which are refitted from the graph.
+    """
+
+    precision: str
+    targets: tuple[int, ...] = ()
+    min_batch: int = 1
+    opt_batch: int = 1
+    max_batch: int = 8
+    size: int | None = None
+    memory_mb: int | None = None
+    level: int | None = None
+    tf32: bool = False
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    refit: bool = False
+    strip: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
+            raise InputError(
+                f"batches {self.min_batch}, {self.opt_batch}, {self.max_batch} are no profile",
+                hint="give 1 <= --min-batch <= --opt-batch <= --max-batch",
+            )
+        if self.level is not None and not 0 <= self.level <= 5:
+            raise InputError(f"--opt-level {self.level} does not exist", hint="give 0 to 5")
+        if self.memory_mb is not None and self.memory_mb < 1:
+            raise InputError(f"--memory-mb {self.memory_mb} is no memory", hint="give 1 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """A serialised engine.
+
+    Args:
+        plan: Its bytes.
+        layers: The network's layers and types, before TensorRT fused them.
+        profile: Shapes by `min`, `opt` and `max`.
+        build_s: Seconds that parsing and building took.
+    """
+
+    plan: bytes
+    layers: tuple[NetworkLayer, ...]
+    profile: dict[str, list[int]]
+    build_s: float
+
+
+def require_options(options: BuildOptions, runtime: TensorRT) -> None:
+    """Refuse what this TensorRT cannot do.
+
+    Raises:
+        EngineError: with what can.
+    """
+    what = f"{runtime.name} {runtime.version}"
+    if options.version_compatible and not runtime.has_version_compatible:
+        raise EngineError(
+            f"{what} makes no version-compatible engines: it comes without the lean runtime",
+            hint="leave --version-compatible out, or take --runtime tensorrt",
+        )
+    if options.strip and not runtime.has_strip:
+        raise EngineError(f"{what} makes no stripped plans", hint="leave --strip out, or install TensorRT 10")
+    if options.precision == "bf16" and not runtime.strongly_typed:
+        raise EngineError(f"{what} takes no BF16 graphs", hint="build with --fp16")
+
+
+def build_plan(
+    graph: Path,
+    options: BuildOptions,
+    runtime: TensorRT,
+    *,
+    kept_fp32: Mapping[str, str] | None = None,
+    timing_cache: Path | None = None,
+    on_progress: Progress = lambda _text, _share: None,
+) -> BuiltPlan:
+    """Build a TensorRT engine.
+
+    Args:
+        graph: The .onnx file, in the precision asked for.
+        options: What is asked.
+        runtime: Which TensorRT.
+        kept_fp32: Nodes that stay in FP32 on purpose, with the reason.
+        timing_cache: File of measured kernels, read before and merged after; None: none.
+        on_progress: Told what the builder does and the share that is done.
+
+    Raises:
+        EngineError: the graph cannot be parsed or built; what TensorRT said is in the details.
+        PrecisionError: a layer has not the precision asked for.
+        KeyboardInterrupt: the build was cancelled, and has ended.
+    """
+    require_options(options, runtime)
+    backend = use_polygraphy(runtime)
+    started = time.perf_counter()
+    with heard() as said:
+        on_progress("parsing the graph", None)
+        builder, network = _parse(backend, runtime, graph, said)
+        layers = network_layers(network)
+        require_precision(layers, options.precision, kept_fp32 or {})
+        if not runtime.strongly_typed:
+            _constrain(runtime, network)
+        profile = _profile(network, options)
+        config = _configure(backend, runtime, builder, network, options, profile)
+        monitor = _attach_monitor(runtime, config, on_progress)
+        if runtime.has_timing_cache:
+            load_timing_cache(config, timing_cache)
+        plan = _build(backend, builder, network, config, monitor, said, options)
+        if runtime.has_timing_cache:
+            save_timing_cache(config, timing_cache)
+    return BuiltPlan(plan, layers, profile, time.perf_counter() - started)
+
+
+def _parse(backend: Any, runtime: TensorRT, graph: Path, said: list[str]) -> tuple[Any, Any]:
+    """The builder and the network. The parser is ours, so that its errors keep the node that they belong to."""
+    from polygraphy.exception import PolygraphyException
+
+    trt = runtime.load()
+    try:
+        builder, network = backend.create_network(strongly_typed=runtime.strongly_typed)
+    except (PolygraphyException, TypeError, RuntimeError) as error:
+        raise EngineError(
+            f"{runtime.name} {runtime.version} cannot start a builder here",
+            details=first_lines(said) or [str(error).splitlines()[0]],
+            hint="`vexport doctor` says what this machine can do; --target with --runtime tensorrt-rtx needs no GPU",
+        ) from error
+    parser = trt.OnnxParser(network, backend.get_trt_logger())
+    parsed = parser.parse_from_file(str(graph))
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    if errors or not parsed:
+        details = [_describe(error) for error in errors] or first_lines(said)
+        raise EngineError(
+            f"{runtime.name} {runtime.version} cannot take {graph.name}",
+            details=list(dict.fromkeys(details))[:8],
+            hint="write the graph without this operator, or run it with ONNX Runtime",
+        )
+    if network.num_inputs != 1 or network.num_outputs != 1:
+        raise EngineError(
+            f"{graph.name} has {network.num_inputs} inputs and {network.num_outputs} outputs",
+            hint="only classifiers with one input (images) and one output (class scores) can be built",
+        )
+    return builder, network
+
+
+def _describe(error: Any) -> str:
+    """One parser error: operator, node and reason."""
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    name = error.node_name() if hasattr(error, "node_name") else f"number {error.node()}"
+    where = f"node {name}" + (f" ({operator})" if operator else "")
+    return f"{where}: {' '.join(error.desc().split())[:200]}" if operator or name else " ".join(error.desc().split())
+
+
+def _profile(network: Any, options: BuildOptions) -> dict[str, list[int]]:
+    """The shapes of the input; what the graph fixes must agree with what is asked.
+
+    Raises:
+        InputError: it does not.
+    """
+    shape = list(network.get_input(0).shape)
+    batch, sides = shape[0], shape[2:]
+    if len(shape) != 4 or shape[1] < 1:
+        raise InputError(f"the graph's input {shape} is no batch of images", hint="it has 4 axes, channels fixed")
+    if batch > 0 and (options.min_batch, options.max_batch) != (batch, batch):
+        raise InputError(
+            f"the graph's batch is fixed to {batch}",
+            hint=f"give --min-batch {batch} --opt-batch {batch} --max-batch {batch}, or export it with an open batch",
+        )
+    if min(sides) < 1 and options.size is None:
+        raise InputError("the graph leaves height and width open", hint="give --size")
+    if options.size is not None and any(side > 0 and side != options.size for side in sides):
+        raise InputError(f"the graph's input is fixed to {sides[0]}x{sides[1]}", hint="leave --size out")
+    rest = [shape[1], *(side if side > 0 else options.size or 0 for side in sides)]
+    batches = {"min": options.min_batch, "opt": options.opt_batch, "max": options.max_batch}
+    return {name: [count, *rest] for name, count in batches.items()}
+
+
+def _configure(
+    backend: Any, runtime: TensorRT, builder: Any, network: Any, options: BuildOptions, profile: dict[str, list[int]]
+) -> Any:
+    """The builder's configuration, by Polygraphy."""
+    from polygraphy.exception import PolygraphyException
+
+    trt = runtime.load()
+    shapes = backend.Profile().add(network.get_input(0).name, profile["min"], profile["opt"], profile["max"])
+    common: dict[str, Any] = {
+        "profiles": [shapes],
+        "refittable": options.refit or options.strip,
+        "strip_plan": options.strip,
+        "version_compatible": options.version_compatible,
+        "builder_optimization_level": options.level,
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+    }
+    # Polygraphy tests these for truth but sets no default of its own for them.
+    if options.memory_mb is not None:
+        common["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.memory_mb * MEGABYTE}
+    if options.hardware_compatible:
+        common["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    try:
+        if runtime.is_rtx:
+            from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+            where: dict[str, Any] = (
+                {"compute_capabilities": [divmod(target, 10) for target in options.targets]}
+                if options.targets
+                else {"use_gpu": True}
+            )
+            config = CreateConfigRTX(**where, **common)(builder, network)
+        else:
+            config = backend.CreateConfig(**_flags(runtime, options), **common)(builder, network)
+    except PolygraphyException as error:
+        raise EngineError(
+            f"{runtime.name} {runtime.version} refuses these options",
+            details=[line.strip() for line in str(error).splitlines()[:2]],
+            hint="leave out what it names",
+        ) from error
+    if hasattr(trt, "PreviewFeature") and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
+        # 8.6: several contexts, one per thread, use one profile; later versions always allow it.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+    # On by default in both; FP32 that is silently rounded to 10 bits would not be FP32.
+    (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    return config
+
+
+def _flags(runtime: TensorRT, options: BuildOptions) -> dict[str, Any]:
+    """What a weakly typed network needs: the flags that allow the graph's types, and that they be obeyed."""
+    if runtime.strongly_typed or options.precision == "fp32":
+        return {}
+    # Q/DQ graphs have FP16 or FP32 layers in between: INT8 alone would leave those in FP32.
+    return {"fp16": True, "int8": options.precision == "int8", "precision_constraints": "obey"}
+
+
+def _constrain(runtime: TensorRT, network: Any) -> None:
+    """Weakly typed networks: hold every computing layer to the type that the graph gives it."""
+    trt = runtime.load()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kinds = {layer.get_output(at).dtype for at in range(layer.num_outputs)}
+        kind = next(iter(kinds)) if len(kinds) == 1 else None
+        if kind in (trt.float16, trt.float32) and layer.type not in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE):
+            layer.precision = kind
+
+
+class _Monitor:
+    """How far the builder is, and whether it shall stop."""
+
+    def __init__(self, on_progress: Progress) -> None:
+        self.cancelled = False
+        self._on_progress = on_progress
+        self._steps: dict[str, int] = {}
+
+    def start(self, phase: str, steps: int) -> None:
+        self._steps[phase] = steps
+
+    def step(self, phase: str, step: int) -> bool:
+        total = self._steps.get(phase, 0)
+        if total > 1:
+            self._on_progress(f"building: {phase[:1].lower()}{phase[1:]}", min(1.0, (step + 1) / total))
+        return not self.cancelled
+
+
+def _attach_monitor(runtime: TensorRT, config: Any, on_progress: Progress) -> _Monitor:
+    monitor = _Monitor(on_progress)
+    trt = runtime.load()
+    if not runtime.has_progress or not hasattr(trt, "IProgressMonitor"):
+        return monitor
+
+    base: Any = trt.IProgressMonitor
+
+    class Bridge(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def phase_start(self, phase: str, _parent: str, steps: int) -> None:
+            monitor.start(phase, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            return monitor.step(phase, step)
+
+        def phase_finish(self, _phase: str) -> None:
+            pass
+
+    config.progress_monitor = Bridge()
+    return monitor
+
+
+def _build(
+    backend: Any, builder: Any, network: Any, config: Any, monitor: _Monitor, said: list[str], options: BuildOptions
+) -> bytes:
+    """Run the builder in a thread, so that an interrupt reaches us and is passed on to it."""
+    from polygraphy.exception import PolygraphyException
+
+    result: list[Any] = []
+
+    def work() -> None:
+        # None is how TensorRT says no, and Polygraphy's exception only repeats it; the reason is in what was said.
+        with contextlib.suppress(PolygraphyException):
+            result.append(bytes(backend.engine_bytes_from_network((builder, network), config=config)))
+
+    thread = threading.Thread(target=work, name="TensorRT builder", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except KeyboardInterrupt:
+        monitor.cancelled = True
+        thread.join()
+        raise
+    if not result:
+        raise _failed(said, options)
+    plan: bytes = result[0]
+    return plan
+
+
+def _failed(said: list[str], options: BuildOptions) -> EngineError:
+    """What to do about a build that failed, from what TensorRT said."""
+    text = " ".join(said)
+    hint = "try --opt-level 3 and the default options, and report it with the graph"
+    if "OutOfMemory" in text or "out of memory" in text.lower():
+        hint = "give more with --memory-mb, or free memory on the GPU"
+    elif options.refit or options.strip:
+        hint = "refittable and stripped engines are compiled at build time: build them on a machine with a GPU"
+    elif "driver" in text.lower() or "cudaError" in text:
+        hint = "building for the GPU at hand needs one with its driver; from any machine: --target a100"
+    return EngineError("TensorRT cannot build the engine", details=first_lines(said), hint=hint)

@@ -1,0 +1,218 @@
+"""Layers, types and formats: of a network before the build, of an engine after it; and the gate on precision."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vexport.errors import PrecisionError
+
+# Layers that do the arithmetic; the others move, shape or scale what these give.
+COMPUTING = frozenset({"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "FULLY_CONNECTED", "EINSUM", "ATTENTION"})
+_NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8"}
+_WANTED = {"fp32": {"fp32"}, "fp16": {"fp16"}, "bf16": {"bf16"}, "int8": {"int8", "fp16", "fp32", "bf16"}}
+# What the formats of an engine's tensors are called in its own report.
+_REPORTED = (
+    ("fp16", "fp16"),
+    ("half", "fp16"),
+    ("bf16", "bf16"),
+    ("int8", "int8"),
+    ("fp32", "fp32"),
+    ("float", "fp32"),
+)
+
+
+@dataclass(frozen=True)
+class NetworkLayer:
+    """One layer of a TensorRT network.
+
+    Args:
+        name: Of the ONNX node it came from.
+        kind: TensorRT's type, `CONVOLUTION` and so on.
+        precision: Type of its output: `fp32`, `fp16`, `bf16`, `int8`, or TensorRT's name for others.
+        inputs: Types of its inputs, likewise.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    inputs: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "inputs": list(self.inputs)}
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """One layer of a built engine.
+
+    Args:
+        name: As the engine reports it; fused layers name all their parts.
+        kind: `CaskConvolution`, `gemm`, `Reformat` and so on.
+        inputs, outputs: Types of its tensors, `fp16` and so on.
+        formats: Their memory formats, in the engine's words.
+        tactic: The kernel, where the engine tells.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    formats: tuple[str, ...]
+    tactic: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def network_layers(network: Any) -> tuple[NetworkLayer, ...]:
+    """The layers of a parsed network, in order."""
+    found = []
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        inputs = [layer.get_input(at) for at in range(layer.num_inputs)]
+        found.append(
+            NetworkLayer(
+                name=str(layer.name),
+                kind=str(layer.type).rpartition(".")[2],
+                precision=_name(layer.get_output(0)) if layer.num_outputs else "",
+                inputs=tuple(_name(tensor) for tensor in inputs if tensor is not None),
+            )
+        )
+    return tuple(found)
+
+
+def _name(tensor: Any) -> str:
+    kind = str(tensor.dtype).rpartition(".")[2]
+    return _NAMES.get(kind, kind.lower())
+
+
+def floating(layers: Iterable[NetworkLayer]) -> list[NetworkLayer]:
+    """The layers that hold the network's arithmetic: without constants and the integer arithmetic of shapes."""
+    return [layer for layer in layers if layer.precision in _NAMES.values() and layer.kind != "CONSTANT"]
+
+
+def count_precisions(layers: Iterable[NetworkLayer]) -> dict[str, dict[str, int]]:
+    """How many layers of each computing kind have which precision."""
+    found: dict[str, Counter[str]] = {}
+    for layer in layers:
+        if layer.kind in COMPUTING:
+            found.setdefault(layer.kind.lower(), Counter())[layer.precision] += 1
+    return {kind: dict(counts) for kind, counts in found.items()}
+
+
+def require_precision(layers: Sequence[NetworkLayer], precision: str, kept_fp32: Mapping[str, str]) -> None:
+    """Refuse a network in which a computing layer has not the precision asked for.
+
+    In a strongly typed network these types are binding for the builder, so this holds for the engine too.
+
+    Args:
+        layers: Of the network.
+        precision: Asked for.
+        kept_fp32: Nodes that stay in FP32 on purpose.
+
+    Raises:
+        PrecisionError: with the layers' names; or nothing computes in INT8 where that was asked.
+    """
+    computing = [layer for layer in layers if layer.kind in COMPUTING]
+    wrong = [
+        layer
+        for layer in computing
+        if layer.precision not in _WANTED[precision] and not (layer.precision == "fp32" and _is_kept(layer, kept_fp32))
+    ]
+    if wrong:
+        raise PrecisionError(
+            f"{len(wrong)} of {len(computing)} computing layers are not {precision}",
+            details=[f"{layer.name} ({layer.kind.lower()}) is {layer.precision}" for layer in wrong[:8]],
+            hint=f"give the FP32 graph and --{precision}, so that it is converted whole",
+        )
+    if precision == "int8" and not any(layer.kind == "QUANTIZE" for layer in layers):
+        raise PrecisionError(
+            "no layer computes in INT8: the graph has no Q/DQ nodes", hint="give a quantised graph, or build --fp16"
+        )
+
+
+def _is_kept(layer: NetworkLayer, kept_fp32: Mapping[str, str]) -> bool:
+    """The parser may append to a node's name, as in `cls.2_bias`."""
+    return any(layer.name == name or layer.name.startswith(f"{name}_") for name in kept_fp32)
+
+
+def parse_engine_layers(report: str) -> tuple[EngineLayer, ...]:
+    """The layers in an engine's own report, as its inspector gives it in JSON with detailed verbosity.
+
+    Engines built with lower verbosity give names only: then types and formats are empty.
+    """
+    layers = json.loads(report).get("Layers", [])
+    return tuple(_engine_layer(entry) for entry in layers)
+
+
+def _engine_layer(entry: Any) -> EngineLayer:
+    if not isinstance(entry, dict):
+        return EngineLayer(str(entry), "", (), (), ())
+    inputs, outputs = (list(entry.get(side) or []) for side in ("Inputs", "Outputs"))
+    formats = [str(tensor.get("Format/Datatype", tensor.get("Format", ""))) for tensor in inputs + outputs]
+    kinds = [_reported(tensor) for tensor in inputs + outputs]
+    return EngineLayer(
+        name=str(entry.get("Name", "")),
+        kind=str(entry.get("LayerType", "")),
+        inputs=tuple(kinds[: len(inputs)]),
+        outputs=tuple(kinds[len(inputs) :]),
+        formats=tuple(dict.fromkeys(formats)),
+        tactic=str(entry.get("TacticName", entry.get("TacticValue", ""))),
+    )
+
+
+def _reported(tensor: Mapping[str, Any]) -> str:
+    text = str(tensor.get("Datatype", tensor.get("Format/Datatype", ""))).lower()
+    return next((name for sign, name in _REPORTED if sign in text), text)
+
+
+def require_engine_precision(
+    layers: Sequence[EngineLayer], nodes: Iterable[str], precision: str, kept_fp32: Mapping[str, str]
+) -> int:
+    """Refuse an engine in which a layer fell back to FP32.
+
+    Args:
+        layers: As the engine reports them.
+        nodes: Names of the computing nodes of the graph.
+        precision: `fp16`, `bf16` or `int8`.
+        kept_fp32: Nodes that stay in FP32 on purpose.
+
+    Returns:
+        How many of the nodes were found in layers whose types are known; fused kernels may hide some.
+
+    Raises:
+        PrecisionError: with the layers' names.
+    """
+    seen, wrong = 0, []
+    for node in nodes:
+        if node in kept_fp32:
+            continue
+        holders = [layer for layer in layers if _mentions(layer.name, node) and layer.outputs]
+        if not holders:
+            continue
+        seen += 1
+        # A node may have a reformat beside its kernel: one of them in the precision asked for is enough.
+        if not any(kind == precision for layer in holders for kind in (*layer.inputs, *layer.outputs)):
+            wrong.append(f"{node} ({holders[0].kind}) takes {', '.join(holders[0].inputs)}")
+    if wrong:
+        raise PrecisionError(
+            f"{len(wrong)} layers of the engine fell back from {precision}",
+            details=wrong[:8],
+            hint="build it again with --opt-level 5, or with TensorRT 10 or later, where the graph's types are binding",
+        )
+    return seen
+
+
+def _mentions(text: str, node: str) -> bool:
+    """Whether a fused layer's name has this node in it, as in `cls.0 + cls.2` or `[ONNX Layer: cls.0]`."""
+    start = text.find(node)
+    while start >= 0:
+        before, after = text[start - 1 : start], text[start + len(node) : start + len(node) + 1]
+        if not (before.isalnum() or before in "._/") and not (after.isalnum() or after in "._/"):
+            return True
+        start = text.find(node, start + 1)
+    return False

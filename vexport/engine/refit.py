@@ -1,0 +1,56 @@
+"""New weights for a built engine, from its graph: what a stripped plan needs before it can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vexport.artifacts import Manifest
+from vexport.engine.messages import first_lines, heard
+from vexport.engine.runtime import TensorRT, use_polygraphy
+from vexport.errors import EngineError
+from vexport.workspace import hash_file
+
+
+def require_graph_beside(plan: Path, manifest: Manifest) -> Path:
+    """The graph that a plan was built from, in the same folder.
+
+    Raises:
+        EngineError: it is not there, or is another one.
+    """
+    assert manifest.parent is not None
+    graph = plan.with_name(manifest.parent.name)
+    if not graph.is_file() or hash_file(graph) != manifest.parent.sha256:
+        raise EngineError(
+            f"{plan.name} is stripped: its weights are in {manifest.parent.name}, which is not beside it",
+            hint=f"copy {manifest.parent.name} (sha256 {manifest.parent.sha256[:12]}) to {plan.parent}",
+        )
+    return graph
+
+
+def refit_engine(engine: Any, runtime: TensorRT, graph: Path) -> None:
+    """Set the weights of a refittable engine to those of a graph of the same network, in place.
+
+    Args:
+        engine: TensorRT's ICudaEngine, built with `--refit` or `--strip`.
+        runtime: The TensorRT that it belongs to.
+        graph: The .onnx file.
+
+    Raises:
+        EngineError: the engine is not refittable, or the graph's weights do not fit.
+    """
+    if not engine.refittable:
+        raise EngineError("the engine is not refittable", hint="build it with --refit")
+    backend = use_polygraphy(runtime)
+    trt = runtime.load()
+    with heard() as said:
+        logger = backend.get_trt_logger()
+        refitter = trt.Refitter(engine, logger)
+        parsed = trt.OnnxParserRefitter(refitter, logger).refit_from_file(str(graph))
+        done = parsed and refitter.refit_cuda_engine()
+    if not done:
+        raise EngineError(
+            f"the weights of {graph.name} do not fit the engine",
+            details=first_lines(said) or [f"missing: {', '.join(refitter.get_missing_weights()[:8])}"],
+            hint="refit it from a graph of the same network and precision",
+        )

@@ -1,0 +1,218 @@
+"""FP32 graph to FP16 or BF16: weights and activations in 16 bits, input and output left in FP32.
+
+ONNX Runtime's converter does the work. For BF16 its FP16 graph is retyped, with the weights rounded anew from FP32,
+because it only knows FP16; operators have BF16 definitions from opset 22 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir
+from onnx import TensorProto, numpy_helper
+from onnx_ir.passes.common import TopologicalSortPass
+
+from vexport.errors import ExportError
+from vexport.graph.opset import set_opset
+
+HalfPrecision = Literal["fp16", "bf16"]
+BF16_OPSET = 22
+_DTYPES: dict[str, Any] = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True)
+class WeightRange:
+    """What becomes of one weight tensor in 16 bits.
+
+    Args:
+        node: The layer that uses it.
+        tensor: Its name.
+        values: How many.
+        max_abs: Largest magnitude.
+        overflow: Values beyond the largest finite number; they would become infinite.
+        underflow: Non-zero values nearer to 0 than half the smallest number.
+        subnormal: Values that keep fewer bits than the others.
+    """
+
+    node: str
+    tensor: str
+    values: int
+    max_abs: float
+    overflow: int
+    underflow: int
+    subnormal: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def largest(precision: HalfPrecision) -> float:
+    """Largest finite number: 65504 for FP16, 3.39e38 for BF16."""
+    return float(_limits(precision).max)
+
+
+def _limits(precision: HalfPrecision) -> Any:
+    return ml_dtypes.finfo(_DTYPES[precision])  # type: ignore[no-untyped-call]
+
+
+def weight_ranges(model: onnx.ModelProto, precision: HalfPrecision) -> list[WeightRange]:
+    """What 16 bits do to the FP32 weights, layer by layer, in the graph's order."""
+    limits = _limits(precision)
+    smallest, normal, top = float(limits.smallest_subnormal), float(limits.tiny), float(limits.max)
+    users = {name: node.name for node in reversed(model.graph.node) for name in node.input}
+    found = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        size = np.abs(numpy_helper.to_array(tensor))
+        lost = (size > 0) & (size < smallest / 2)
+        found.append(
+            WeightRange(
+                node=users.get(tensor.name, ""),
+                tensor=tensor.name,
+                values=int(size.size),
+                max_abs=float(size.max(initial=0.0)),
+                overflow=int((size > top).sum()),
+                underflow=int(lost.sum()),
+                subnormal=int(((size > 0) & (size < normal) & ~lost).sum()),
+            )
+        )
+    return found
+
+
+def overflowing_nodes(model: onnx.ModelProto, max_abs: dict[str, float], limit: float) -> dict[str, str]:
+    """Nodes that 16 bits cannot hold: a weight, or an activation that they take or give, is beyond `limit`.
+
+    Args:
+        model: The FP32 graph.
+        max_abs: Largest magnitude of each tensor, measured.
+        limit: Of the magnitude.
+
+    Returns:
+        The reason by node name.
+    """
+    weights = {
+        tensor.name: float(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0))
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT
+    }
+    found = {}
+    for node in model.graph.node:
+        for names, what in ((node.input, "takes"), (node.output, "gives")):
+            for name in names:
+                if name in weights and weights[name] > limit:
+                    found[node.name] = f"weight {name} reaches {weights[name]:.3g}"
+                elif name in max_abs and not max_abs[name] <= limit:
+                    found.setdefault(node.name, f"it {what} activations up to {max_abs[name]:.3g}")
+    return found
+
+
+def convert_precision(
+    model: onnx.ModelProto, precision: HalfPrecision, *, keep: Collection[str] = ()
+) -> onnx.ModelProto:
+    """A graph that computes in FP16 or BF16 and still takes and gives FP32.
+
+    Args:
+        model: An FP32 graph with named nodes; not changed.
+        precision: `fp16` or `bf16`.
+        keep: Names of nodes that stay in FP32, with casts around them.
+
+    Raises:
+        ExportError: the converter fails, or an operator has no BF16 definition.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    source = onnx.ModelProto()
+    source.CopyFrom(model)
+    try:
+        half = convert_float_to_float16(
+            source,
+            keep_io_types=True,
+            node_block_list=list(keep),
+            max_finite_val=largest("fp16"),
+            # Nothing is blocked by kind: what overflows is found by measuring.
+            op_block_list=[],
+        )
+    except (ValueError, AssertionError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"ONNX Runtime cannot convert the graph to {precision}",
+            details=[str(error).splitlines()[0] if str(error) else type(error).__name__],
+            hint="keep it in FP32, and report it with the graph",
+        ) from error
+    if precision == "bf16":
+        _retype(half, model)
+    # The converter appends casts at the end and leaves the types of intermediate tensors as they were.
+    del half.graph.value_info[:]
+    ordered = onnx_ir.from_proto(half)
+    TopologicalSortPass()(ordered)
+    result = onnx_ir.to_proto(ordered)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return set_opset(result, max(opset, BF16_OPSET) if precision == "bf16" else opset)
+
+
+def _retype(half: onnx.ModelProto, source: onnx.ModelProto) -> None:
+    """FP16 to BF16 in place; weights are rounded from FP32, not twice."""
+    originals = {tensor.name: tensor for tensor in source.graph.initializer}
+    for tensor in half.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            values = numpy_helper.to_array(originals.get(tensor.name, tensor)).astype(ml_dtypes.bfloat16)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for node in half.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.BFLOAT16
+            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT16:
+                values = numpy_helper.to_array(attribute.t).astype(ml_dtypes.bfloat16)
+                attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
+
+
+def emulate_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """An FP32 graph that rounds every weight and every node's result to BF16.
+
+    CPUs lack BF16 kernels for convolutions in ONNX Runtime. Rounding after each FP32 operator gives what a device
+    gives that multiplies in BF16 and accumulates in FP32, as tensor cores do.
+
+    Args:
+        model: An FP32 graph; not changed.
+    """
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(model)
+    for tensor in rounded.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    types = {
+        info.name: info.type.tensor_type.elem_type for info in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    outputs = {value.name for value in model.graph.output}
+    nodes = []
+    for node in rounded.graph.node:
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if types.get(name, TensorProto.UNDEFINED) != TensorProto.FLOAT and name not in outputs:
+                continue
+            exact, half = f"{name}.exact", f"{name}.bf16"
+            node.output[index] = exact
+            nodes.append(onnx.helper.make_node("Cast", [exact], [half], name=half, to=TensorProto.BFLOAT16))
+            nodes.append(onnx.helper.make_node("Cast", [half], [name], name=f"{name}.back", to=TensorProto.FLOAT))
+    del rounded.graph.node[:], rounded.graph.value_info[:]
+    rounded.graph.node.extend(nodes)
+    return rounded
+
+
+def graph_precision(model: onnx.ModelProto) -> str:
+    """`fp32`, `fp16`, `bf16` or `int8`: what most weights, or the Q/DQ nodes, say."""
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return "int8"
+    names = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    sizes: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in names:
+            name = names[tensor.data_type]
+            sizes[name] = sizes.get(name, 0) + int(np.prod(tensor.dims))
+    return max(sizes, key=lambda name: sizes[name], default="fp32")

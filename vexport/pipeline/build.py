@@ -1,0 +1,323 @@
+"""Graph to TensorRT engine: convert where needed, build, read the precision back, prove what this machine can."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vexport.artifacts import Engine, Manifest
+from vexport.deps import tool_versions
+from vexport.engine.build import BuildOptions, BuiltPlan, build_plan, require_options
+from vexport.engine.cache import EngineCache, cache_key, default_folder
+from vexport.engine.inspect import count_precisions, floating
+from vexport.engine.runtime import RuntimeName, TensorRT, choose_runtime
+from vexport.engine.target import REFERENCE, find_devices, name_targets, parse_targets, require_targets
+from vexport.errors import EngineError, InputError
+from vexport.pipeline.convert import ConvertResult, convert_graph
+from vexport.pipeline.graphs import GraphSource, find_graph
+from vexport.pipeline.resolve import Weights
+from vexport.workspace import Workspace, require_clear, stage, up_to_date
+
+if TYPE_CHECKING:
+    from vexport.engine.target import Device
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """An engine and how it came about.
+
+    Args:
+        artifact: The engine; its manifest holds precision, target, profile, layers and parity.
+        took: Which graph was taken, in words.
+        up_to_date: Whether it was there already.
+        from_cache: Whether it had been built before, elsewhere or under other options since.
+        converted: The 16-bit graph made on the way, where one was needed.
+        notes: What the reader should know.
+        graph: The graph that was built, in its precision.
+    """
+
+    artifact: Engine
+    took: str
+    up_to_date: bool
+    from_cache: bool
+    converted: ConvertResult | None
+    notes: tuple[str, ...]
+    graph: Path
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.artifact.path),
+            "took": self.took,
+            "up_to_date": self.up_to_date,
+            "from_cache": self.from_cache,
+            "converted": self.converted.to_json() if self.converted else None,
+            "notes": list(self.notes),
+            "manifest": self.artifact.manifest.to_json(),
+        }
+
+
+def build_engine(
+    graph: Path | None = None,
+    *,
+    workspace: Workspace,
+    precision: Precision = "fp16",
+    model: str | None = None,
+    weights: Weights | None = None,
+    target: str | None = None,
+    runtime: RuntimeName | Literal["auto"] = "auto",
+    options: BuildOptions | None = None,
+    images: Path | None = None,
+    output: Path | None = None,
+    use_cache: bool = True,
+    force: bool = False,
+    on_progress: Callable[[str, float | None], None] = lambda _text, _share: None,
+) -> BuildResult:
+    """Build the TensorRT engine of a graph.
+
+    Args:
+        graph: The .onnx file, or a checkpoint to export; None takes the newest FP32 graph of the workspace (the
+            newest INT8 graph for `int8`), then exports `model`.
+        workspace: Where the result goes, unless `output` says otherwise.
+        precision: What the engine computes in; an FP32 graph is converted first.
+        model: A variant or a baseline.
+        weights: `pretrained` or `random` in place of a file.
+        target: `current`, a GPU's name, or compute capabilities as `sm80,sm86`; None is the GPU at hand, and the
+            A100 where there is none.
+        runtime: Which TensorRT.
+        options: Profile and builder options; precision and targets are filled in here.
+        images: On which activations are measured and answers compared.
+        output: The file to write.
+        use_cache: Whether an engine built before may be taken.
+        force: Overwrite a file that vexport did not write.
+        on_progress: Told what is going on, and the share that is done where it is known.
+
+    Raises:
+        VexportError: see the tree in errors.py; no engine has been written then.
+    """
+    if output is not None and output.suffix not in (".engine", ".plan"):
+        raise InputError(f"{output} ends in neither .engine nor .plan", hint="name it so")
+    devices = find_devices()
+    wanted, notes = _targets(target, devices)
+    chosen = choose_runtime(runtime, by_name=not _is_current(wanted, target, devices))
+    wanted = _require_buildable(wanted, chosen, devices, notes)
+    asked = replace(options or BuildOptions(precision), precision=precision, targets=wanted)
+    require_options(asked, chosen)
+    source = find_graph(
+        graph,
+        workspace=workspace,
+        model=model,
+        weights=weights,
+        precisions=("int8",) if precision == "int8" else ("fp32",),
+        force=force,
+        on_step=lambda text: on_progress(text, None),
+    )
+    ready, converted = _in_precision(source, precision, workspace, images, force, on_progress)
+    asked = _fit_fixed_batch(asked, options, converted, ready)
+    place = name_targets(wanted or (devices[0].capability,))
+    path = output or workspace.root / f"{source.stem}.{precision}.{place}.engine"
+    device = None if wanted else {"name": devices[0].name, "capability": devices[0].capability}
+    request = {**asked.to_json(), "runtime": chosen.to_json(), "device": device}
+    versions = tool_versions("polygraphy")
+    done = up_to_date(Engine, path, parent=ready.parent.sha256, options=request, versions=versions)
+    if done is not None:
+        return BuildResult(done, source.took, True, False, converted, tuple(done.facts["notes"]), ready.path)
+    require_clear(path, force=force)
+
+    key = cache_key(parent=ready.parent.sha256, options=request, versions=versions)
+    cache = EngineCache(default_folder())
+    job = _Job(ready, asked, chosen, path, request, versions, tuple(notes), devices, force)
+    with cache.locked(key):
+        found = cache.find(key) if use_cache else None
+        if found is not None:
+            artifact = _publish(job, lambda file: _link(found.path, file), found.facts)
+            return BuildResult(artifact, source.took, False, True, converted, tuple(notes), ready.path)
+        artifact = _build(job, on_progress)
+        cache.store(key, artifact.path, artifact.sha256, artifact.facts["build"])
+    return BuildResult(artifact, source.took, False, False, converted, tuple(notes), ready.path)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a build needs to know."""
+
+    graph: GraphSource
+    options: BuildOptions
+    runtime: TensorRT
+    path: Path
+    request: dict[str, Any]
+    versions: dict[str, str]
+    notes: tuple[str, ...]
+    devices: list[Device]
+    force: bool
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        return self.options.targets or (self.devices[0].capability,)
+
+
+def _targets(target: str | None, devices: list[Device]) -> tuple[tuple[int, ...], list[str]]:
+    """Compute capabilities to build for, none for the GPU at hand; and what to say about it."""
+    if target is not None:
+        wanted = parse_targets(target)
+        if not wanted and not devices:
+            raise EngineError(
+                "--target current: there is no GPU with a driver here", hint="name one, as in --target a100"
+            )
+        return wanted, []
+    if devices:
+        return (), []
+    return (REFERENCE,), [f"there is no GPU here: built for the A100 (sm{REFERENCE}); --target names others"]
+
+
+def _is_current(wanted: tuple[int, ...], target: str | None, devices: list[Device]) -> bool:
+    """Whether the GPU at hand is what is built for, named or not."""
+    return bool(devices) and (not wanted or wanted == (devices[0].capability,))
+
+
+def _require_buildable(
+    wanted: tuple[int, ...], runtime: TensorRT, devices: list[Device], notes: list[str]
+) -> tuple[int, ...]:
+    """Named GPUs for TensorRT for RTX, none for classic TensorRT, which builds for the one at hand."""
+    if not runtime.is_rtx:
+        if not devices:
+            raise EngineError(
+                "tensorrt builds for the GPU at hand, and there is none with a driver here",
+                hint="take --runtime tensorrt-rtx with --target a100",
+            )
+        return ()
+    if not wanted and devices[0].capability in runtime.targets:
+        return (devices[0].capability,)
+    if not wanted:
+        notes.append(f"{runtime.name} {runtime.version} does not name sm{devices[0].capability}: built as `current`")
+        return ()
+    require_targets(wanted, runtime)
+    return wanted
+
+
+def _in_precision(
+    source: GraphSource,
+    precision: Precision,
+    workspace: Workspace,
+    images: Path | None,
+    force: bool,
+    on_progress: Callable[[str, float | None], None],
+) -> tuple[GraphSource, ConvertResult | None]:
+    """The graph in the precision asked for."""
+    if source.precision == precision:
+        return source, None
+    if precision in ("fp32", "int8") or source.precision != "fp32":
+        raise InputError(
+            f"{source.path} is {source.precision}, the engine shall be {precision}",
+            hint=f"build it with --{source.precision}"
+            + ("" if precision == "int8" else ", or give the FP32 graph that it was made from"),
+        )
+    half: Literal["fp16", "bf16"] = "fp16" if precision == "fp16" else "bf16"
+    converted = convert_graph(
+        source, half, workspace=workspace, images=images, force=force, on_step=lambda text: on_progress(text, None)
+    )
+    graph = converted.artifact
+    facts = {**source.facts, "kept_fp32": converted.kept}
+    return GraphSource(graph.path, graph.as_parent(), precision, facts, source.took), converted
+
+
+def _fit_fixed_batch(
+    asked: BuildOptions, options: BuildOptions | None, converted: ConvertResult | None, ready: GraphSource
+) -> BuildOptions:
+    """Where nothing was asked and the graph fixes its batch, the profile is that batch."""
+    if options is not None and (options.min_batch, options.opt_batch, options.max_batch) != (1, 1, 8):
+        return asked
+    from vexport.graph.inspect import read_graph
+
+    first = read_graph(ready.path, with_weights=False).graph.input[0].type.tensor_type.shape.dim[0]
+    if not first.HasField("dim_value") or first.dim_value < 1:
+        return asked
+    batch = first.dim_value
+    return replace(asked, min_batch=batch, opt_batch=batch, max_batch=batch)
+
+
+def _build(job: _Job, on_progress: Callable[[str, float | None], None]) -> Engine:
+    """Build anew. The plan stands under its final name only once its precision has been read back."""
+    timing = None
+    if job.runtime.has_timing_cache:
+        device = job.devices[0].name.replace(" ", "_")
+        timing = default_folder() / "timing" / f"{job.runtime.name}-{job.runtime.version}-{device}.cache"
+    built = build_plan(
+        job.graph.path,
+        job.options,
+        job.runtime,
+        kept_fp32=job.graph.facts.get("kept_fp32"),
+        timing_cache=timing,
+        on_progress=on_progress,
+    )
+    facts = _build_facts(job, built)
+    return _publish(job, lambda file: file.write_bytes(built.plan), facts)
+
+
+def _build_facts(job: _Job, built: BuiltPlan) -> dict[str, Any]:
+    """What is true of the plan itself, wherever it is copied."""
+    return {
+        "build_s": round(built.build_s, 3),
+        "profile": built.profile,
+        "network_layers": [layer.to_json() for layer in floating(built.layers)],
+        "precision_network": count_precisions(built.layers),
+        "strongly_typed": job.runtime.strongly_typed,
+        "timing_cache": job.runtime.has_timing_cache,
+        "built_on": job.devices[0].name if job.devices else "a machine without a GPU",
+    }
+
+
+def _publish(job: _Job, write: Callable[[Path], Any], build: dict[str, Any]) -> Engine:
+    graph, options = job.graph, job.options
+    facts = {key: value for key, value in graph.facts.items() if key != "max_abs_by_tensor"} | {
+        "precision": options.precision,
+        "runtime": job.runtime.to_json(),
+        "targets": list(job.targets),
+        "hardware_compatible": options.hardware_compatible,
+        "version_compatible": options.version_compatible,
+        "refittable": options.refit or options.strip,
+        "stripped": options.strip,
+        "tf32": options.tf32,
+        "profile": build["profile"],
+        "build": build,
+        "notes": list(job.notes),
+    }
+    with stage(job.path, force=job.force) as staging:
+        write(staging.path)
+        draft = Manifest("engine", "", 0, graph.parent, job.request, facts, versions=job.versions)
+        read_back, parity = _prove(job, staging.path, draft)
+        return staging.publish(
+            Engine,
+            lambda sha256, size: replace(
+                draft, sha256=sha256, size_bytes=size, facts=facts | {"precision_engine": read_back}, parity=[parity]
+            ),
+        )
+
+
+def _prove(job: _Job, plan: Path, draft: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Precision read back and parity, where this machine can run the engine; else why not."""
+    from vexport.engine.plan import why_not_here
+
+    reason = why_not_here(draft, job.runtime.version, job.devices)
+    if reason is not None:
+        return {"result": "not run", "reason": reason}, {
+            "result": "not run",
+            "reason": reason,
+            "with": job.graph.path.name,
+        }
+    from vexport.pipeline.prove_engine import prove_engine
+
+    return prove_engine(plan, job.graph.path, job.runtime, draft)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same bytes under another name, without taking room twice where the file system allows."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,224 @@
+"""TensorRT engines: preallocated buffers, an execution context per thread, CUDA graphs on request.
+
+Polygraphy's runner allocates per call and knows no CUDA graphs; memory, streams and graphs are PyTorch's here, which is
+installed anyway.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import torch
+
+from vexport.engine.plan import open_plan
+from vexport.engine.refit import refit_engine, require_graph_beside
+from vexport.engine.runtime import TensorRT
+from vexport.errors import EngineError, InputError
+from vexport.run.runner import CALL_EXCLUDES, CALL_INCLUDES, Array, require_images, require_logits, times
+
+_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}
+)
+
+
+class EngineRunner:
+    """A deserialised TensorRT engine of a classifier.
+
+    Several threads may call it at once: each gets a context, a stream and buffers of its own.
+
+    Args:
+        engine: TensorRT's ICudaEngine.
+        runtime: The TensorRT that it belongs to.
+        name: For reports.
+        precision: `fp16` and so on, for reports.
+        cuda_graph: Record the launches of a batch size once and replay them.
+
+    Raises:
+        EngineError: it is not a classifier with one input and one output, or its tensors are of another type.
+    """
+
+    def __init__(
+        self, engine: Any, runtime: TensorRT, *, name: str, precision: str = "", cuda_graph: bool = False
+    ) -> None:
+        self.name, self.runtime, self.precision, self.cuda_graph = name, runtime, precision, cuda_graph
+        self.backend = " ".join(
+            part for part in (runtime.name, precision.upper(), "with CUDA graph" if cuda_graph else "") if part
+        )
+        self._engine: Any = engine
+        trt = runtime.load()
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        inputs = [one for one in names if engine.get_tensor_mode(one) == trt.TensorIOMode.INPUT]
+        outputs = [one for one in names if one not in inputs]
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise EngineError(
+                f"{name} has {len(inputs)} inputs and {len(outputs)} outputs",
+                hint="only classifiers with one input (images) and one output (class scores) can be run",
+            )
+        self._input, self._output = inputs[0], outputs[0]
+        least, _, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(self._input, 0))
+        self.batch_range: tuple[int, int] = (least[0], most[0])
+        self.input_shape: tuple[int | None, ...] = (most[0] if least[0] == most[0] else None, *most[1:])
+        self._dtypes = {one: _dtype(engine, one) for one in names}
+        self._local = threading.local()
+
+    def __call__(self, images: Array) -> Array:
+        """Logits float32 (N, classes) of images float32 (N, C, H, W).
+
+        Raises:
+            InputError: the images are not what the engine takes, N is outside its profile, or the runner is closed.
+            EngineError: TensorRT fails.
+        """
+        if self._engine is None:
+            raise InputError(f"{self.name} is closed", hint="open it again")
+        require_images(images, self.input_shape)
+        least, most = self.batch_range
+        if not least <= len(images) <= most:
+            raise InputError(
+                f"{len(images)} images are outside the engine's profile of {least} to {most}",
+                hint="split them, or build with another --min-batch and --max-batch",
+            )
+        return require_logits(self._lane().run(images), len(images), self.name)
+
+    def _lane(self) -> _Lane:
+        lane: _Lane | None = getattr(self._local, "lane", None)
+        if lane is None or lane.engine is not self._engine:
+            lane = _Lane(self)
+            self._local.lane = lane
+        return lane
+
+    def describe(self) -> dict[str, Any]:
+        """Version, precision, profile and device, and what a call covers."""
+        return {
+            "name": self.name,
+            "backend": self.backend,
+            "precision": self.precision,
+            "input_shape": list(self.input_shape),
+            "batch_range": list(self.batch_range),
+            "device": torch.cuda.get_device_name(),
+            "cuda_graph": self.cuda_graph,
+            "versions": {self.runtime.name: self.runtime.version},
+            "includes": list(CALL_INCLUDES),
+            "excludes": list(CALL_EXCLUDES),
+        }
+
+    def report(self) -> str:
+        """What the engine says of its layers, as JSON."""
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self.runtime.load().LayerInformationFormat.JSON))
+
+    def close(self) -> None:
+        """Let go of the engine, its contexts and its memory."""
+        self._local = threading.local()
+        self._engine = None
+
+    def __enter__(self) -> EngineRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Lane:
+    """What one thread needs: context, stream, buffers for the largest batch, the recorded graph."""
+
+    def __init__(self, runner: EngineRunner) -> None:
+        self.engine = runner._engine
+        self._runner = runner
+        self._context = _create_context(runner)
+        if self._context is None:
+            raise EngineError(f"{runner.name}: no execution context", hint="free memory on the GPU")
+        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        most = runner.batch_range[1]
+        shape = (most, *(side or 0 for side in runner.input_shape[1:]))
+        self._host_in = torch.empty(shape, dtype=torch.float32, pin_memory=True)
+        self._in = torch.empty(shape, dtype=runner._dtypes[runner._input], device="cuda")
+        self._set_shape(most)
+        answer = tuple(self._context.get_tensor_shape(runner._output))
+        if len(answer) != 2 or min(answer) < 1:
+            raise EngineError(
+                f"{runner.name} answers with {times(answer)}", hint="only classifiers (images, classes) can be run"
+            )
+        self._out = torch.empty(answer, dtype=runner._dtypes[runner._output], device="cuda")
+        self._host_out = torch.empty(answer, dtype=torch.float32, pin_memory=True)
+        self._context.set_tensor_address(runner._input, self._in.data_ptr())
+        self._context.set_tensor_address(runner._output, self._out.data_ptr())
+        self._graph: Any = None
+
+    def run(self, images: Array) -> Array:
+        count = len(images)
+        if count != self._batch:
+            self._set_shape(count)
+            self._graph = None  # recorded for another shape
+        self._host_in[:count].numpy()[...] = images
+        with torch.cuda.stream(self._stream):
+            self._in[:count].copy_(self._host_in[:count], non_blocking=True)
+            self._launch()
+            self._host_out[:count].copy_(self._out[:count], non_blocking=True)
+        self._stream.synchronize()
+        logits: Array = self._host_out[:count].numpy().copy()
+        return logits
+
+    def _set_shape(self, count: int) -> None:
+        sides = [side or 0 for side in self._runner.input_shape[1:]]
+        if not self._context.set_input_shape(self._runner._input, (count, *sides)):
+            raise EngineError(
+                f"{self._runner.name} refuses a batch of {count}", hint="`vexport inspect` shows its profile"
+            )
+        self._batch = count
+
+    def _launch(self) -> None:
+        # TensorRT for RTX records graphs by itself, once its kernels are compiled.
+        if not self._runner.cuda_graph or self._runner.runtime.is_rtx:
+            self._enqueue(self._stream.cuda_stream)
+            return
+        if self._graph is None:
+            self._enqueue(self._stream.cuda_stream)  # lazy allocations must not fall into the recording
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._enqueue(torch.cuda.current_stream().cuda_stream)
+            self._graph = graph
+        self._graph.replay()
+
+    def _enqueue(self, stream: int) -> None:
+        if not self._context.execute_async_v3(stream):
+            raise EngineError(f"TensorRT failed on {self._runner.name}", hint="run it again, then build it again")
+
+
+def _create_context(runner: EngineRunner) -> Any:
+    if not (runner.runtime.is_rtx and runner.cuda_graph):
+        return runner._engine.create_execution_context()
+    config = runner._engine.create_runtime_config()
+    config.cuda_graph_strategy = runner.runtime.load().CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return runner._engine.create_execution_context(config)
+
+
+def _dtype(engine: Any, tensor: str) -> torch.dtype:
+    kind = str(engine.get_tensor_dtype(tensor)).rpartition(".")[2]
+    if kind not in _DTYPES:
+        raise EngineError(f"the tensor {tensor} is {kind}", hint="only floating-point inputs and outputs can be run")
+    return _DTYPES[kind]
+
+
+def open_engine(path: Path, *, trust: bool = False, cuda_graph: bool = False) -> EngineRunner:
+    """Open a plan file. A stripped one takes its weights from its graph, which must lie beside it.
+
+    Args:
+        path: The plan; its manifest lies beside it.
+        trust: The user vouches for a plan that vexport does not know.
+        cuda_graph: See EngineRunner.
+
+    Raises:
+        EngineError: it is not trusted, cannot run here, or is no classifier.
+    """
+    engine, runtime, manifest = open_plan(path, trust=trust)
+    if manifest is not None and manifest.facts.get("stripped"):
+        refit_engine(engine, runtime, require_graph_beside(path, manifest))
+    precision = str(manifest.facts["precision"]) if manifest else ""
+    return EngineRunner(engine, runtime, name=path.stem, precision=precision, cuda_graph=cuda_graph)
