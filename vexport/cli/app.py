@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vexport.cli import bench, check, fuse, models, onnx, quickstart, train, trt
+from vexport.cli import bench, check, fuse, inspect, models, onnx, quickstart, train, trt
 from vexport.cli.guard import guarded
 
 app = typer.Typer(
@@ -34,6 +34,16 @@ def _root(
     """From a trained VanillaNet checkpoint to a proven, plain ONNX graph, with latency beside ResNet-50 and Swin."""
 
 
-_COMMANDS = (quickstart.quickstart, models.models, train.train, fuse.fuse, onnx.onnx, trt.trt, check.check, bench.bench)
+_COMMANDS = (
+    quickstart.quickstart,
+    models.models,
+    train.train,
+    fuse.fuse,
+    onnx.onnx,
+    trt.trt,
+    check.check,
+    inspect.inspect,
+    bench.bench,
+)
 for _command in _COMMANDS:
     app.command(_command.__name__)(guarded(_command))

@@ -7,22 +7,29 @@ from typing import Annotated
 
 import typer
 
-from vexport.cli.options import FromOpt, JsonOpt
-from vexport.cli.render import print_json, print_table, progress
+from vexport.cli.options import FromOpt, JsonOpt, ModelOpt
+from vexport.cli.render import print_json, print_table, progress, remark
 from vexport.errors import EXIT_GATE
 
 
 def check(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The reference: a checkpoint or a graph.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The reference: a checkpoint, a graph or an engine.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="What must agree with it.")],
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Compare on images of this folder.", show_default=False)
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Bound of max|a - b| / max|a|; 1e-5 otherwise.", show_default=False),
+        typer.Option(
+            metavar="X",
+            help="Bound of max|a - b| / max|a|; that of the coarser precision otherwise.",
+            show_default=False,
+        ),
     ] = None,
     weights_from: FromOpt = None,
+    model: ModelOpt = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Layer by layer too, for graphs and engines.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Open an engine that vexport did not write.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Compare the answers of two artifacts; exit code 3 where they disagree."""
@@ -30,13 +37,36 @@ def check(
 
     with progress(as_json) as update:
         update("comparing")
-        result = check_parity(a, b, images=images, tolerance=tolerance, weights_from=weights_from)
+        result = check_parity(
+            a,
+            b,
+            images=images,
+            tolerance=tolerance,
+            weights_from=weights_from,
+            model=model,
+            layers=layers,
+            trust=trust,
+        )
     parity = result.parity
     if as_json:
         print_json(result.to_json())
         if not parity.passed:
             raise typer.Exit(EXIT_GATE)
     else:
+        for name in result.proven:
+            remark(f"{name} is proven against its graph now, for the first time; its manifest says so")
+        if result.layers is not None:
+            rows = [
+                [
+                    one.tensor[-60:],
+                    one.operator,
+                    "x".join(map(str, one.shape)),
+                    f"{one.max_rel:.2e}",
+                    f"{one.cosine:.9f}",
+                ]
+                for one in result.layers
+            ]
+            print_table("Layer by layer", ["tensor", "operator", "shape", "relative", "cosine"], rows, text_columns=3)
         cells = [
             [
                 str(part.images),

@@ -21,7 +21,7 @@ def quickstart(
     workspace: WorkspaceOpt = DEFAULT_WORKSPACE,
     as_json: JsonOpt = False,
 ) -> None:
-    """The main job in one go: train a small network, fuse, export, check, then measure. Needs the extra `train`."""
+    """The main job in one go: train a small network, fuse, export, build FP16 engines, check, measure. Needs the extra `train`."""
     from vexport.pipeline.quickstart import quickstart as run
 
     remark("training, merging, exporting and measuring takes a few minutes")
@@ -49,6 +49,8 @@ def render(result: QuickstartResult) -> None:
         [f"small VanillaNet-5, {form}", row.backend, _accuracy(result, form), *_latency(row), "-", "-"]
         for form, row in small.items()
     ]
+    half = _accuracy(result, "FP16 graph")
+    cells.append(["small VanillaNet-5, FP16 graph", "onnxruntime CPU", half, *["-"] * 5])  # CPUs have no FP16 kernels
     cells.append([""] * 8)
     full = [row for row in rows.values() if row.input_size[1] == 224]
     cells += [
@@ -69,7 +71,30 @@ def render(result: QuickstartResult) -> None:
         typer.echo(verdict)
     environment = result.bench.report.environment
     typer.echo(f"measured on {environment['cpu']}, {environment['usable_cores']} cores, no GPU used\n")
+    _engines(result)
     _files(result)
+
+
+def _engines(result: QuickstartResult) -> None:
+    """What was built, for what, and whether it was run."""
+    if result.no_engines:
+        typer.echo(f"no engines: {result.no_engines}\n")
+        return
+    cells = []
+    for built in result.engines:
+        facts, (parity, *_) = built.artifact.facts, built.artifact.manifest.parity
+        said = parity["reason"] if parity["result"] == "not run" else f"error {parity['max_rel']:.1e} against the graph"
+        layers = ", ".join(
+            f"{count} {name.upper()}"
+            for by in facts["build"]["precision_network"].values()
+            for name, count in by.items()
+        )
+        runtime = f"{facts['runtime']['name']} {facts['runtime']['version']}"
+        cells.append(
+            [facts["model"], runtime, layers, size(built.artifact.manifest.size_bytes), f"{parity['result']}: {said}"]
+        )
+    columns = ["engine", "built with", "computing layers", "size", "parity"]
+    print_table("FP16 engines", columns, cells, text_columns=5)
 
 
 def _hashes(result: QuickstartResult) -> dict[str, str]:
@@ -95,13 +120,15 @@ def _files(result: QuickstartResult) -> None:
         result.train.best,
         result.fuse.artifact,
         result.export.artifact,
+        result.half.artifact,
         result.full_size.artifact,
+        *(built.artifact for built in result.engines),
         result.bench.artifact,
     )
     cells = [[str(a.path), size(a.manifest.size_bytes), short_hash(a.sha256)] for a in made]
     print_table("Files; each has its manifest beside it, <file>.json", ["file", "size", "sha256"], cells)
-    training, _, graph = result.forms.values()
+    training, graph = result.forms["training"], result.forms["ONNX"]
     typer.echo("Next:")
     typer.echo(f"  vexport fuse {training}           # the merge, block by block")
     typer.echo(f"  vexport check {training} {graph}")
-    typer.echo("  vexport fuse your_checkpoint.pth && vexport onnx && vexport bench")
+    typer.echo("  vexport fuse your_checkpoint.pth && vexport onnx && vexport trt --fp16 && vexport bench")

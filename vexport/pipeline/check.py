@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vexport.artifacts import Preprocessing
 from vexport.errors import InputError, ParityError
-from vexport.workspace import hash_file
+from vexport.workspace import hash_file, read_manifest
 
 if TYPE_CHECKING:
     from vexport.run.compare import Parity
+    from vexport.run.layers import LayerAgreement
     from vexport.run.runner import Runner
 
 
@@ -25,6 +26,8 @@ class CheckResult:
         backends: What ran them.
         inputs: `random` or the folder of images.
         parity: The figures.
+        layers: The same, tensor by tensor, where asked for.
+        proven: Engines that were proven against their graphs just now, for the first time.
     """
 
     a: Path
@@ -33,6 +36,8 @@ class CheckResult:
     backends: tuple[str, str]
     inputs: str
     parity: Parity
+    layers: tuple[LayerAgreement, ...] | None = None
+    proven: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -40,6 +45,8 @@ class CheckResult:
             "b": {"path": str(self.b), "sha256": self.sha256[1], "backend": self.backends[1]},
             "inputs": self.inputs,
             "parity": self.parity.to_json(),
+            "layers": [layer.to_json() for layer in self.layers] if self.layers is not None else None,
+            "proven": list(self.proven),
         }
 
     def require_passed(self) -> None:
@@ -67,34 +74,57 @@ def check_parity(
     images: Path | None = None,
     tolerance: float | None = None,
     weights_from: Literal["ema", "model"] | None = None,
+    model: str | None = None,
+    layers: bool = False,
+    trust: bool = False,
 ) -> CheckResult:
     """Compare the answers of two artifacts on the same images.
 
+    An engine that has not been proven yet, because it was built on a machine that could not run it, is first proven
+    against its graph where that lies beside it, and its manifest completed.
+
     Args:
-        a: The reference: a checkpoint in either form, or a graph.
+        a: The reference: a checkpoint in either form, a graph or an engine.
         b: What must agree with it.
-        images: A folder of images; None takes random ones in batches of 1, 2 and 5.
-        tolerance: Bound of max|a - b| / max|a|; None takes that of float32.
+        images: A folder of images; None takes random ones in batches of 1, 2 and 5, as far as both take them.
+        tolerance: Bound of max|a - b| / max|a|; None takes that of the coarser precision of the two.
         weights_from: Which weights of a training checkpoint to take.
+        model: The variant that a checkpoint must be.
+        layers: Compare the tensors in between too; for graphs and engines.
+        trust: Open engines that vexport did not write.
 
     Raises:
         InputError: one cannot be opened, or their inputs or outputs differ.
+        EngineError: an engine is not trusted or cannot run here.
     """
     from vexport.run import open_runner
     from vexport.run.compare import TOLERANCES, compare, random_batches
     from vexport.run.images import load_images
 
-    with open_runner(a, weights_from=weights_from) as first, open_runner(b, weights_from=weights_from) as second:
+    proven = tuple(path.name for path in (a, b) if _prove_first(path, trust))
+    size = _fixed_size(a) or _fixed_size(b)
+    with (
+        open_runner(a, weights_from=weights_from, model=model, input_size=size, trust=trust) as first,
+        open_runner(b, weights_from=weights_from, model=model, input_size=size, trust=trust) as second,
+    ):
         size = _common_size(first, second)
         sizes = _batch_sizes(first, second)
         if images is None:
             batches = random_batches(size, sizes)
         else:
-            loaded = load_images(images, preprocessing_of(a) or preprocessing_of(b) or Preprocessing(input_size=size))
+            how = preprocessing_of(a) or preprocessing_of(b) or Preprocessing(input_size=size)
+            loaded = load_images(images, replace(how, input_size=size))
             step = sizes[0]
             whole = len(loaded) - len(loaded) % step
             batches = [loaded[start : start + step] for start in range(0, whole, step)]
-        parity = compare(first, second, batches, TOLERANCES["fp32"] if tolerance is None else tolerance)
+        if tolerance is None:
+            tolerance = max(TOLERANCES[_precision_of(path)] for path in (a, b))
+        parity = compare(first, second, batches, tolerance)
+        by_layer = None
+        if layers:
+            from vexport.run.layers import compare_layers
+
+            by_layer = tuple(compare_layers(a, b, batches[0], trust=trust))
         return CheckResult(
             a,
             b,
@@ -102,7 +132,52 @@ def check_parity(
             (first.backend, second.backend),
             "random" if images is None else str(images),
             parity,
+            by_layer,
+            proven,
         )
+
+
+def _is_engine(path: Path) -> bool:
+    return path.suffix.lower() in (".engine", ".plan")
+
+
+def _prove_first(path: Path, trust: bool) -> bool:
+    """Whether an engine was proven just now, for the first time on a machine that can run it."""
+    if not _is_engine(path):
+        return False
+    from vexport.engine.plan import open_plan
+    from vexport.pipeline.prove_engine import prove_pending
+
+    open_plan(path, trust=trust)
+    return prove_pending(path) is not None
+
+
+def _fixed_size(path: Path) -> tuple[int, int, int] | None:
+    """C, H and W of a graph that fixes them; a checkpoint computes at that size, too."""
+    if path.suffix.lower() != ".onnx" or not path.is_file():
+        return None
+    from vexport.graph.inspect import read_graph
+
+    shape = read_graph(path, with_weights=False).graph.input[0].type.tensor_type.shape
+    sides = tuple(dim.dim_value for dim in shape.dim[1:])
+    return (sides[0], sides[1], sides[2]) if len(sides) == 3 and min(sides) > 0 else None
+
+
+def _precision_of(path: Path) -> str:
+    """The tolerance that an artifact deserves: that of its precision."""
+    if path.suffix.lower() == ".onnx":
+        from vexport.graph.inspect import read_graph
+        from vexport.graph.precision import graph_precision
+
+        found = graph_precision(read_graph(path, with_weights=False))
+    elif _is_engine(path):
+        manifest = read_manifest(path)
+        facts = manifest.facts if manifest else {}
+        found = "fp16" if facts.get("tf32") else str(facts.get("precision", "fp16"))
+    else:
+        found = "fp32"
+    # Without labels INT8 has no tolerance of its own: an activation may round to the next step.
+    return "bf16" if found == "int8" else found
 
 
 def _common_size(a: Runner, b: Runner) -> tuple[int, int, int]:
@@ -124,16 +199,24 @@ def _shape(runner: Runner) -> str:
 
 
 def _batch_sizes(a: Runner, b: Runner) -> tuple[int, ...]:
-    fixed = {runner.input_shape[0] for runner in (a, b)} - {None}
-    if len(fixed) > 1:
-        raise InputError(f"{a.name} and {b.name} have different fixed batches", hint="export one of them again")
-    return tuple(n for n in fixed if n is not None) or (1, 2, 5)
+    from vexport.run.runner import batch_range
+
+    ranges = batch_range(a), batch_range(b)
+    least = max(one[0] for one in ranges)
+    most = min((one[1] for one in ranges if one[1] is not None), default=None)
+    if most is not None and least > most:
+        raise InputError(f"{a.name} and {b.name} take no batch in common", hint="export or build one of them again")
+    return tuple(n for n in (1, 2, 5) if least <= n and (most is None or n <= most)) or (least,)
 
 
 def preprocessing_of(path: Path) -> Preprocessing | None:
     """How an artifact's images are prepared, where it says so itself."""
     import json
 
+    if _is_engine(path):
+        manifest = read_manifest(path)
+        data = manifest.facts.get("preprocessing") if manifest else None
+        return Preprocessing.from_json(data) if data else None
     if path.suffix.lower() == ".onnx":
         from vexport.graph.inspect import metadata, read_graph
 

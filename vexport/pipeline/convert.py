@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 LIBRARIES = ("onnx", "onnxruntime", "ml_dtypes")
 # Activations of images that were not measured may be larger than those that were.
 HEADROOM = 4.0
-LEAST_TOP1 = {"fp16": 0.99, "bf16": 0.9}
+# Share of images that must keep their class. Random images lie near the borders between classes more often than
+# photographs do: there a few nearly tied ones may swap.
+LEAST_TOP1 = {"fp16": 0.99, "bf16": 0.95}
+LEAST_TOP1_RANDOM = {"fp16": 0.9, "bf16": 0.75}
 IMAGES = 32
 
 
@@ -105,7 +108,8 @@ def convert_graph(
     with stage(target, force=force) as staging:
         write_graph(half, staging.path)
         on_step("comparing with FP32")
-        parity = _parity(source.path, staging.path, model, precision, batches)
+        least_top1 = (LEAST_TOP1_RANDOM if images is None else LEAST_TOP1)[precision]
+        parity = _parity(source.path, staging.path, model, precision, batches, least_top1)
         _require(parity, precision)
         facts = source.facts | {
             "precision": precision,
@@ -196,14 +200,21 @@ def _stamp(graph: onnx.ModelProto, source: GraphSource, precision: str) -> None:
     )
 
 
-def _parity(fp32: Path, half: Path, model: onnx.ModelProto, precision: HalfPrecision, batches: list[Array]) -> Parity:
+def _parity(
+    fp32: Path,
+    half: Path,
+    model: onnx.ModelProto,
+    precision: HalfPrecision,
+    batches: list[Array],
+    least_top1: float,
+) -> Parity:
     from vexport.graph.precision import emulate_bf16
     from vexport.run.compare import TOLERANCES, compare
     from vexport.run.ort import OrtRunner
 
     graph = half if precision == "fp16" else emulate_bf16(model).SerializeToString()
     with OrtRunner(fp32) as reference, OrtRunner(graph) as other:
-        return compare(reference, other, batches, TOLERANCES[precision], least_top1=LEAST_TOP1[precision])
+        return compare(reference, other, batches, TOLERANCES[precision], least_top1=least_top1)
 
 
 def _require(parity: Parity, precision: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from vexport.artifacts import Artifact, Engine, Preprocessing
 from vexport.errors import InputError, WorkspaceError
-from vexport.workspace import manifest_path, mapped_os_errors, require_file
+from vexport.pipeline.resolve import stem_of
+from vexport.workspace import external_data_path, manifest_path, mapped_os_errors, require_file
 
 EVIDENCE = "vexport.json"
 
@@ -38,7 +39,7 @@ def write_triton(engine: Engine, graph: Path, folder: Path, *, force: bool = Fal
     from vexport.graph.inspect import read_graph
 
     require_file(graph, "graph")
-    name = engine.path.name.split(".")[0].replace(" ", "_")
+    name = stem_of(graph).replace(".", "_").replace(" ", "_")
     target = folder / name
     as_plan = engine.facts["runtime"]["name"] == "tensorrt" and not engine.facts["stripped"]
     notes = [] if as_plan else [_why_graph(engine)]
@@ -53,6 +54,8 @@ def write_triton(engine: Engine, graph: Path, folder: Path, *, force: bool = Fal
             (draft / "1").mkdir(parents=True)
             source = engine.path if as_plan else graph
             shutil.copyfile(source, draft / "1" / ("model.plan" if as_plan else "model.onnx"))
+            if not as_plan and external_data_path(graph).exists():  # found by its own name
+                shutil.copyfile(external_data_path(graph), draft / "1" / external_data_path(graph).name)
             (draft / "config.pbtxt").write_text(config, encoding="utf-8")
             if labels:
                 (draft / "labels.txt").write_text("\n".join(str(label) for label in labels) + "\n", encoding="utf-8")

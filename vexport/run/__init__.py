@@ -17,6 +17,7 @@ def open_runner(
     threads: int | None = None,
     weights_from: Literal["ema", "model"] | None = None,
     model: str | None = None,
+    input_size: tuple[int, int, int] | None = None,
     trust: bool = False,
     cuda_graph: bool = False,
 ) -> Runner:
@@ -29,6 +30,7 @@ def open_runner(
         threads: Threads to compute with; None leaves the backend's choice.
         weights_from: Which weights of a training checkpoint to take.
         model: The variant that a checkpoint must be.
+        input_size: C, H and W that a checkpoint computes at; None takes its own.
         trust: Open an engine that vexport did not write: it may run any code.
         cuda_graph: Let an engine replay its launches as a CUDA graph.
 
@@ -52,4 +54,4 @@ def open_runner(
     from vexport.run.pytorch import TorchRunner
 
     network, loaded = load_network(path, model=model, weights_from=weights_from)
-    return TorchRunner(network, loaded.preprocessing.input_size, name=path.stem, threads=threads)
+    return TorchRunner(network, input_size or loaded.preprocessing.input_size, name=path.stem, threads=threads)

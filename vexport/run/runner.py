@@ -53,6 +53,12 @@ class Runner(Protocol):
     ) -> None: ...
 
 
+def batch_range(runner: Runner) -> tuple[int, int | None]:
+    """Least and largest batch that a runner takes; None where any goes. Only engines have a profile."""
+    found: tuple[int, int | None] = getattr(runner, "batch_range", (runner.input_shape[0] or 1, runner.input_shape[0]))
+    return found
+
+
 def require_images(images: Array, shape: tuple[int | None, ...], dtypes: Sequence[str] = ("float32",)) -> None:
     """Refuse images that a network does not take.
 
