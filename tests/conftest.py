@@ -48,6 +48,12 @@ def small_spec() -> NetworkSpec:
     return make_spec("vanillanet_5", width=1 / 32, num_classes=10)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds an engine that another built, nor leaves one in the user's cache."""
+    monkeypatch.setenv("VEXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def small_checkpoint(tmp_path: Path, fill: Fill, small_spec: NetworkSpec) -> Path:
     """A published-style training checkpoint of the small network, from the end of its training."""

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from vexport.artifacts import KINDS, Artifact, Manifest
 from vexport.errors import InputError, WorkspaceError
 
 DEFAULT_FOLDER = Path("vexport-out")
+STALE_S = 24 * 3600
 A = TypeVar("A", bound=Artifact)
 
 
@@ -228,11 +230,20 @@ def stage(target: Path, *, force: bool = False) -> Iterator[Staging]:
     with mapped_os_errors(target):
         replaces = require_clear(target, force=force)
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
         folder = Path(tempfile.mkdtemp(prefix=".vexport-", dir=target.parent))
         try:
             yield Staging(folder, target, replaces)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left behind long ago; a folder younger than that may be another process's."""
+    for left in folder.glob(".vexport-*"):
+        with contextlib.suppress(OSError):
+            if left.is_dir() and time.time() - left.stat().st_mtime > STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 _FULL_DISK = ("No space left", "File too large", "os error 27", "os error 28", "PytorchStreamWriter failed writing")

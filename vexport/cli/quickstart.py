@@ -21,7 +21,7 @@ def quickstart(
     workspace: WorkspaceOpt = DEFAULT_WORKSPACE,
     as_json: JsonOpt = False,
 ) -> None:
-    """The main job in one go: train a small network, fuse, export, build FP16 engines, check, measure. Needs the extra `train`."""
+    """The main job in one go: train, fuse, export, build FP16 engines, check, measure. Needs the extra `train`."""
     from vexport.pipeline.quickstart import quickstart as run
 
     remark("training, merging, exporting and measuring takes a few minutes")

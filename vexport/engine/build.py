@@ -129,22 +129,45 @@ def build_plan(
     require_options(options, runtime)
     backend = use_polygraphy(runtime)
     started = time.perf_counter()
-    with heard() as said:
-        on_progress("parsing the graph", None)
-        builder, network = _parse(backend, runtime, graph, said)
-        layers = network_layers(network)
-        require_precision(layers, options.precision, kept_fp32 or {})
-        if not runtime.strongly_typed:
-            _constrain(runtime, network)
-        profile = _profile(network, options)
-        config = _configure(backend, runtime, builder, network, options, profile)
-        monitor = _attach_monitor(runtime, config, on_progress)
-        if runtime.has_timing_cache:
-            load_timing_cache(config, timing_cache)
-        plan = _build(backend, builder, network, config, monitor, said, options)
-        if runtime.has_timing_cache:
-            save_timing_cache(config, timing_cache)
+    job = _Job()
+    try:
+        with heard() as said:
+            on_progress("parsing the graph", None)
+            job.builder, job.network = _parse(backend, runtime, graph, said)
+            layers = network_layers(job.network)
+            require_precision(layers, options.precision, kept_fp32 or {})
+            if not runtime.strongly_typed:
+                _constrain(runtime, job.network)
+            profile = _profile(job.network, options)
+            job.config = _configure(backend, runtime, job, options, profile)
+            monitor = _attach_monitor(runtime, job.config, on_progress)
+            if runtime.has_timing_cache:
+                load_timing_cache(job.config, timing_cache)
+            plan = _build(backend, job, monitor, said, options)
+            if runtime.has_timing_cache:
+                save_timing_cache(job.config, timing_cache)
+    finally:
+        job.release()
     return BuiltPlan(plan, layers, profile, time.perf_counter() - started)
+
+
+@dataclass
+class _Job:
+    """TensorRT's objects, in one place that lets go of them.
+
+    The frames of an exception would keep them until the interpreter ends, and their destructors call back into Python,
+    which is a crash by then.
+    """
+
+    builder: Any = None
+    network: Any = None
+    config: Any = None
+
+    def release(self) -> None:
+        # What was made last goes first.
+        self.config = None
+        self.network = None
+        self.builder = None
 
 
 def _parse(backend: Any, runtime: TensorRT, graph: Path, said: list[str]) -> tuple[Any, Any]:
@@ -210,14 +233,12 @@ def _profile(network: Any, options: BuildOptions) -> dict[str, list[int]]:
     return {name: [count, *rest] for name, count in batches.items()}
 
 
-def _configure(
-    backend: Any, runtime: TensorRT, builder: Any, network: Any, options: BuildOptions, profile: dict[str, list[int]]
-) -> Any:
+def _configure(backend: Any, runtime: TensorRT, job: _Job, options: BuildOptions, profile: dict[str, list[int]]) -> Any:
     """The builder's configuration, by Polygraphy."""
     from polygraphy.exception import PolygraphyException
 
     trt = runtime.load()
-    shapes = backend.Profile().add(network.get_input(0).name, profile["min"], profile["opt"], profile["max"])
+    shapes = backend.Profile().add(job.network.get_input(0).name, profile["min"], profile["opt"], profile["max"])
     common: dict[str, Any] = {
         "profiles": [shapes],
         "refittable": options.refit or options.strip,
@@ -240,9 +261,9 @@ def _configure(
                 if options.targets
                 else {"use_gpu": True}
             )
-            config = CreateConfigRTX(**where, **common)(builder, network)
+            config = CreateConfigRTX(**where, **common)(job.builder, job.network)
         else:
-            config = backend.CreateConfig(**_flags(runtime, options), **common)(builder, network)
+            config = backend.CreateConfig(**_flags(runtime, options), **common)(job.builder, job.network)
     except PolygraphyException as error:
         raise EngineError(
             f"{runtime.name} {runtime.version} refuses these options",
@@ -319,9 +340,7 @@ def _attach_monitor(runtime: TensorRT, config: Any, on_progress: Progress) -> _M
     return monitor
 
 
-def _build(
-    backend: Any, builder: Any, network: Any, config: Any, monitor: _Monitor, said: list[str], options: BuildOptions
-) -> bytes:
+def _build(backend: Any, job: _Job, monitor: _Monitor, said: list[str], options: BuildOptions) -> bytes:
     """Run the builder in a thread, so that an interrupt reaches us and is passed on to it."""
     from polygraphy.exception import PolygraphyException
 
@@ -330,21 +349,28 @@ def _build(
     def work() -> None:
         # None is how TensorRT says no, and Polygraphy's exception only repeats it; the reason is in what was said.
         with contextlib.suppress(PolygraphyException):
-            result.append(bytes(backend.engine_bytes_from_network((builder, network), config=config)))
+            result.append(bytes(backend.engine_bytes_from_network((job.builder, job.network), config=job.config)))
 
     thread = threading.Thread(target=work, name="TensorRT builder", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while thread.is_alive():
             thread.join(0.1)
     except KeyboardInterrupt:
         monitor.cancelled = True
-        thread.join()
+        _wait_for(thread)
         raise
     if not result:
         raise _failed(said, options)
     plan: bytes = result[0]
     return plan
+
+
+def _wait_for(thread: threading.Thread) -> None:
+    """Until the builder has stopped, however often the user interrupts: it must not outlive the interpreter."""
+    while thread.is_alive():
+        with contextlib.suppress(KeyboardInterrupt):
+            thread.join(0.1)
 
 
 def _failed(said: list[str], options: BuildOptions) -> EngineError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from vexport.errors import InputError
 from vexport.run.runner import Array
+from vexport.workspace import external_data_path
 
 
 def measure_ranges(graph: Path, batches: Sequence[Array]) -> dict[str, float]:
@@ -35,9 +37,14 @@ def measure_ranges(graph: Path, batches: Sequence[Array]) -> dict[str, float]:
             return next(self._left, None)
 
     with tempfile.TemporaryDirectory() as folder:
+        # The calibrator writes a file of its own beside the graph: not in a folder that others use.
+        copied = Path(folder) / graph.name
+        for part in (graph, external_data_path(graph)):
+            if part.exists():
+                shutil.copyfile(part, copied.with_name(part.name))
         try:
             calibrator = create_calibrator(
-                graph,
+                copied,
                 None,
                 augmented_model_path=str(Path(folder) / "augmented.onnx"),
                 calibrate_method=CalibrationMethod.MinMax,
