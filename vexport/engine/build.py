@@ -345,20 +345,24 @@ def _build(backend: Any, job: _Job, monitor: _Monitor, said: list[str], options:
     from polygraphy.exception import PolygraphyException
 
     result: list[Any] = []
+    # Not Thread.join: interrupted, it takes a running thread for a stopped one (CPython 3.11).
+    done = threading.Event()
 
     def work() -> None:
         # None is how TensorRT says no, and Polygraphy's exception only repeats it; the reason is in what was said.
-        with contextlib.suppress(PolygraphyException):
+        with contextlib.ExitStack() as stack:
+            stack.callback(done.set)
+            stack.enter_context(contextlib.suppress(PolygraphyException))
             result.append(bytes(backend.engine_bytes_from_network((job.builder, job.network), config=job.config)))
 
     thread = threading.Thread(target=work, name="TensorRT builder", daemon=True)
     try:
         thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
+        while not done.wait(0.1):
+            pass
     except KeyboardInterrupt:
         monitor.cancelled = True
-        _wait_for(thread)
+        _wait_for(done)
         raise
     if not result:
         raise _failed(said, options)
@@ -366,11 +370,11 @@ def _build(backend: Any, job: _Job, monitor: _Monitor, said: list[str], options:
     return plan
 
 
-def _wait_for(thread: threading.Thread) -> None:
+def _wait_for(done: threading.Event) -> None:
     """Until the builder has stopped, however often the user interrupts: it must not outlive the interpreter."""
-    while thread.is_alive():
+    while not done.is_set():
         with contextlib.suppress(KeyboardInterrupt):
-            thread.join(0.1)
+            done.wait(0.1)
 
 
 def _failed(said: list[str], options: BuildOptions) -> EngineError:
