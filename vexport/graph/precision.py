@@ -144,6 +144,7 @@ def convert_precision(
             details=[str(error).splitlines()[0] if str(error) else type(error).__name__],
             hint="keep it in FP32, and report it with the graph",
         ) from error
+    _join_kept(half)
     if precision == "bf16":
         _retype(half, model)
     # The converter appends casts at the end and leaves the types of intermediate tensors as they were.
@@ -153,6 +154,33 @@ def convert_precision(
     result = onnx_ir.to_proto(ordered)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return set_opset(result, max(opset, BF16_OPSET) if precision == "bf16" else opset)
+
+
+def _join_kept(half: onnx.ModelProto) -> None:
+    """Take out FP16 between neighbours that both stay in FP32, in place: what overflows would do so in the casts."""
+
+    def casts(to: int) -> dict[str, onnx.NodeProto]:
+        return {
+            node.output[0]: node
+            for node in half.graph.node
+            if node.op_type == "Cast" and any(a.name == "to" and a.i == to for a in node.attribute)
+        }
+
+    down, up = casts(TensorProto.FLOAT16), casts(TensorProto.FLOAT)
+    outputs = {value.name for value in half.graph.output}
+    direct = {
+        name: down[node.input[0]].input[0] for name, node in up.items() if node.input[0] in down and name not in outputs
+    }
+    for node in half.graph.node:
+        for index, name in enumerate(node.input):
+            if name in direct:
+                node.input[index] = direct[name]
+    # The casts up go first, then the casts down that nothing reads any more.
+    for names in (set(direct), set(down)):
+        used = {name for node in half.graph.node for name in node.input} | outputs
+        kept = [node for node in half.graph.node if node.output[0] not in names or node.output[0] in used]
+        del half.graph.node[:]
+        half.graph.node.extend(kept)
 
 
 def _retype(half: onnx.ModelProto, source: onnx.ModelProto) -> None:

@@ -38,7 +38,7 @@ def image_like(batch: int, input_size: tuple[int, int, int], seed: int = 0) -> T
 
 
 @torch.no_grad()
-def randomize_(module: nn.Module, input_size: tuple[int, int, int], seed: int = 0, batch: int = 2) -> nn.Module:
+def randomize_(module: nn.Module, input_size: tuple[int, int, int], seed: int = 0, batch: int = 4) -> nn.Module:
     """Fill a module with seeded random weights of the kind above, in place.
 
     Convolutions and linear layers get normal weights of variance 2 / fan-in, BatchNorms a scale in [0.5, 1.5] and a
