@@ -11,6 +11,7 @@ from vexport.errors import MissingDependencyError
 # The top-level modules that each extra of pyproject.toml brings.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("lightning", "sklearn"),
+    "trt": ("tensorrt",),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vexport.cli import bench, check, fuse, inspect, models, onnx, quickstart, train, trt
+from vexport.cli import bench, check, doctor, fuse, inspect, models, onnx, quickstart, train, trt
 from vexport.cli.guard import guarded
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ _COMMANDS = (
     trt.trt,
     check.check,
     inspect.inspect,
+    doctor.doctor,
     bench.bench,
 )
 for _command in _COMMANDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -209,10 +210,4 @@ def require_engine_precision(
 
 def _mentions(text: str, node: str) -> bool:
     """Whether a fused layer's name has this node in it, as in `cls.0 + cls.2` or `[ONNX Layer: cls.0]`."""
-    start = text.find(node)
-    while start >= 0:
-        before, after = text[start - 1 : start], text[start + len(node) : start + len(node) + 1]
-        if not (before.isalnum() or before in "._/") and not (after.isalnum() or after in "._/"):
-            return True
-        start = text.find(node, start + 1)
-    return False
+    return re.search(rf"(?<![\w./]){re.escape(node)}(?![\w./])", text) is not None
