@@ -10,12 +10,15 @@ import pytest
 import vexport
 
 PUBLIC = [
+    "BuildOptions",
     "VARIANTS",
     "VexportError",
     "Workspace",
+    "build_engine",
     "check_parity",
     "export_graph",
     "fuse_checkpoint",
+    "inspect_artifact",
     "load_network",
     "make_spec",
     "measure_latency",

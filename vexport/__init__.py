@@ -1,4 +1,4 @@
-"""vexport: from a trained VanillaNet checkpoint to a proven, plain ONNX graph.
+"""vexport: from a trained VanillaNet checkpoint to a proven, plain ONNX graph and TensorRT engines.
 
 The names below are the public surface; each is imported when it is first used.
 """
@@ -11,12 +11,15 @@ from typing import Any
 from vexport._timm_hook import install as _register_with_timm
 
 _WHERE = {
+    "BuildOptions": "vexport.engine.build",
     "VARIANTS": "vexport.model.variants",
     "VexportError": "vexport.errors",
     "Workspace": "vexport.workspace",
+    "build_engine": "vexport.pipeline.build",
     "check_parity": "vexport.pipeline.check",
     "export_graph": "vexport.pipeline.export",
     "fuse_checkpoint": "vexport.pipeline.fuse",
+    "inspect_artifact": "vexport.pipeline.inspect",
     "load_network": "vexport.model.checkpoint",
     "make_spec": "vexport.model.variants",
     "measure_latency": "vexport.pipeline.bench",

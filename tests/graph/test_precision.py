@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vexport.graph.precision import (
     convert_precision,
-    emulate_bf16,
+    emulate_half,
     graph_precision,
     overflowing_nodes,
     weight_ranges,
@@ -99,8 +99,8 @@ def test_neighbours_that_stay_in_fp32_are_joined_without_fp16_between(images: np
     assert (producer[second.input[0]].name, kinds[second.input[0]]) == ("a1", TensorProto.FLOAT)
     assert sum(node.op_type == "Cast" for node in half.graph.node) == 4
     exact = run(model, images)
-    assert np.abs(exact - run(half, images)).max() < 1e-2 * np.abs(exact).max()
-    assert not np.isfinite(run(convert_precision(model, "fp16"), images)).all()
+    assert np.abs(exact - run(emulate_half(half), images)).max() < 1e-2 * np.abs(exact).max()
+    assert not np.isfinite(run(emulate_half(convert_precision(model, "fp16")), images)).all()
 
 
 def test_what_overflows_is_found_by_measuring(images: np.ndarray, tmp_path: Path) -> None:
@@ -138,15 +138,16 @@ def test_weights_are_counted_at_the_limits() -> None:
     assert (row.overflow, row.underflow, row.subnormal) == (0, 0, 0)
 
 
-def test_bf16_is_emulated_by_rounding_every_result(images: np.ndarray) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_emulation_rounds_every_result(images: np.ndarray, precision: str) -> None:
     model = chain(1)
-    rounded = images.astype(np.float64)
-    weights = numpy_helper.to_array(model.graph.initializer[0])[:, :, 0, 0].astype(ml_dtypes.bfloat16)
-    conv = np.einsum("oc,nchw->nohw", weights.astype(np.float64), rounded).astype(np.float32)
-    pooled = conv.astype(ml_dtypes.bfloat16).astype(np.float64).mean(axis=(2, 3)).astype(np.float32)
-    expected = pooled.astype(ml_dtypes.bfloat16).astype(np.float32)
-    answer = run(emulate_bf16(model), images)
+    half = convert_precision(model, precision)  # type: ignore[arg-type]
+    kind = np.float16 if precision == "fp16" else ml_dtypes.bfloat16
+    weights = numpy_helper.to_array(model.graph.initializer[0])[:, :, 0, 0].astype(kind).astype(np.float64)
+    conv = np.einsum("oc,nchw->nohw", weights, images.astype(kind).astype(np.float64)).astype(kind)
+    expected = conv.astype(np.float64).mean(axis=(2, 3)).astype(kind).astype(np.float32)
+    answer = run(emulate_half(half), images)
     # The two sum in different orders: a value on the border may round to the next.
-    assert np.abs(answer - expected).max() <= np.abs(expected).max() * 2**-8
-    assert np.array_equal(answer, answer.astype(ml_dtypes.bfloat16).astype(np.float32))
-    assert graph_precision(model) == "fp32"
+    assert np.abs(answer - expected).max() <= np.abs(expected).max() * 2.0 ** (-10 if precision == "fp16" else -7)
+    assert np.array_equal(answer, answer.astype(kind).astype(np.float32))
+    assert graph_precision(half) == precision

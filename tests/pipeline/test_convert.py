@@ -42,7 +42,9 @@ def pictures(folder: Path, count: int) -> Path:
 def test_fp16_is_proven_and_again_up_to_date(workspace: Workspace) -> None:
     source = find_graph(None, workspace=workspace)
     made = convert_graph(source, "fp16", workspace=workspace)
-    (parity,) = made.artifact.manifest.parity
+    parity, in_onnxruntime = made.artifact.manifest.parity
+    assert "rounded to FP16" in parity["how"]
+    assert in_onnxruntime["passed"]
     assert (made.artifact.path.name, parity["passed"], parity["images"]) == ("ckpt.fp16.onnx", True, 16)
     assert 0 < parity["max_rel"] < 1e-2
     assert made.artifact.manifest.parent == source.parent

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import TopologicalSortPass
 
 from vexport.errors import ExportError
@@ -199,38 +199,38 @@ def _retype(half: onnx.ModelProto, source: onnx.ModelProto) -> None:
                 attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
 
 
-def emulate_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """An FP32 graph that rounds every weight and every node's result to BF16.
+def emulate_half(half: onnx.ModelProto) -> onnx.ModelProto:
+    """An FP32 graph that gives what a 16-bit graph gives on a device: every 16-bit result is rounded to 16 bits.
 
-    CPUs lack BF16 kernels for convolutions in ONNX Runtime. Rounding after each FP32 operator gives what a device
-    gives that multiplies in BF16 and accumulates in FP32, as tensor cores do.
+    Each operator computes in FP32 and rounds what it gives, as tensor cores multiply in 16 bits and accumulate in 32.
+    ONNX Runtime's own CPU run of the 16-bit graph does not show this: it has no FP16 kernels for most operators, lets
+    neighbours pass FP32 to each other, and so hides an activation that overflows; for BF16 it has none at all.
 
     Args:
-        model: An FP32 graph; not changed.
+        half: A graph by `convert_precision`; not changed.
     """
-    rounded = onnx.ModelProto()
-    rounded.CopyFrom(model)
-    for tensor in rounded.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            values = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16).astype(np.float32)
+    result = onnx.ModelProto()
+    result.CopyFrom(half)
+    narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    graph = onnx.shape_inference.infer_shapes(half).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    for tensor in result.graph.initializer:
+        if tensor.data_type in narrow:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    types = {
-        info.name: info.type.tensor_type.elem_type for info in onnx.shape_inference.infer_shapes(model).graph.value_info
-    }
-    outputs = {value.name for value in model.graph.output}
     nodes = []
-    for node in rounded.graph.node:
+    for node in result.graph.node:
         nodes.append(node)
         for index, name in enumerate(node.output):
-            if types.get(name, TensorProto.UNDEFINED) != TensorProto.FLOAT and name not in outputs:
+            kind = types.get(name, TensorProto.UNDEFINED)
+            if kind not in narrow:
                 continue
-            exact, half = f"{name}.exact", f"{name}.bf16"
-            node.output[index] = exact
-            nodes.append(onnx.helper.make_node("Cast", [exact], [half], name=half, to=TensorProto.BFLOAT16))
-            nodes.append(onnx.helper.make_node("Cast", [half], [name], name=f"{name}.back", to=TensorProto.FLOAT))
-    del rounded.graph.node[:], rounded.graph.value_info[:]
-    rounded.graph.node.extend(nodes)
-    return rounded
+            node.output[index] = f"{name}.exact"
+            casts = ((f"{name}.exact", f"{name}.rounded", kind), (f"{name}.rounded", name, TensorProto.FLOAT))
+            nodes += [helper.make_node("Cast", [x], [y], name=f"{y}.cast", to=to) for x, y, to in casts]
+    del result.graph.node[:], result.graph.value_info[:]
+    result.graph.node.extend(nodes)
+    return result
 
 
 def graph_precision(model: onnx.ModelProto) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vexport.artifacts import BenchResult, Checkpoint, Graph, Manifest
+from vexport.artifacts import Artifact, BenchResult, Checkpoint, Engine, Graph, Manifest
 from vexport.deps import tool_versions
 from vexport.errors import InputError
 from vexport.model.variants import VARIANTS, Published
@@ -20,6 +20,7 @@ from vexport.workspace import Workspace, hash_file, load_artifact, read_manifest
 if TYPE_CHECKING:
     from vexport.bench.clock import Clock
     from vexport.bench.report import BenchReport, Case
+    from vexport.engine.runtime import RuntimeName
     from vexport.run.runner import Runner
 
 FULL_SIZE = (3, 224, 224)
@@ -132,15 +133,14 @@ def _subjects(
     if model is not None:
         on_step(f"exporting {model}", None)
         if weights is None:
-            known = workspace.newest(Graph, lambda graph: graph.model == model)
+            known = workspace.newest(Graph, lambda graph: graph.model == model and graph.precision == "fp32")
             if known is not None:
                 return [known.path]
         return [export_graph(workspace=workspace, model=model, weights=weights).artifact.path]
     found = []
-    for beside in sorted(workspace.root.glob("*.onnx.json")) if workspace.root.is_dir() else ():
+    for beside in sorted(workspace.root.glob("*.json")) if workspace.root.is_dir() else ():
         artifact = load_artifact(beside.with_suffix(""))
-        fits = isinstance(artifact, Graph) and artifact.facts["batch"] in (None, batch)
-        if artifact is not None and fits and artifact.model in VARIANTS:
+        if artifact is not None and artifact.model in VARIANTS and _is_measurable(artifact, batch):
             found.append(artifact.path)
     if not found:
         raise InputError(
@@ -148,6 +148,30 @@ def _subjects(
             hint="make one: vexport onnx --model vanillanet_9 --weights random",
         )
     return found
+
+
+def _is_measurable(artifact: Artifact, batch: int) -> bool:
+    """FP32 graphs, since CPUs have no FP16 kernels to speak of, and the engines that this machine can run."""
+    if isinstance(artifact, Graph):
+        return artifact.precision == "fp32" and artifact.facts["batch"] in (None, batch)
+    if not isinstance(artifact, Engine):
+        return False
+    from vexport.engine.plan import why_not_here
+    from vexport.engine.target import find_devices
+
+    devices = find_devices()
+    if not devices:
+        return False
+    from importlib.util import find_spec
+
+    from vexport.engine.runtime import MODULES, describe_runtime
+
+    least, most = (artifact.facts["profile"][key][0] for key in ("min", "max"))
+    name: RuntimeName = artifact.facts["runtime"]["name"]
+    here = find_spec(MODULES[name]) is not None and not why_not_here(
+        artifact.manifest, describe_runtime(name).version, devices
+    )
+    return bool(here and least <= batch <= most)
 
 
 def _baseline_graph(name: str, workspace: Workspace) -> Path:
@@ -213,11 +237,12 @@ def _case(path: Path, runner: Runner, sha256: str, batch: int) -> Case:
     in_pytorch = runner.backend.startswith("pytorch")
     return Case(
         network=path.name.removesuffix(".onnx")
+        .removesuffix(".engine")
         .removesuffix(".safetensors")
         .removesuffix(".deploy")
         .removesuffix(".random"),
         backend=runner.backend,
-        precision="FP32",
+        precision=str(manifest.facts.get("precision", "fp32")).upper() if manifest else "FP32",
         batch=batch,
         input_size=(size[0], size[1], size[2]),
         artifact_sha256=sha256,

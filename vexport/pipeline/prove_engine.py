@@ -50,7 +50,7 @@ def prove_engine(
         refit_engine(engine, runtime, graph)
     with (
         EngineRunner(engine, runtime, name=plan.stem, precision=precision) as runner,
-        OrtRunner(graph) as reference,
+        OrtRunner(_reference(graph, precision)) as reference,
     ):
         layers = parse_engine_layers(runner.report())
         kept = facts.get("kept_fp32", {})
@@ -70,6 +70,17 @@ def prove_engine(
         )
     read_back = {"result": "read back", "nodes_seen": seen, "layers": [layer.to_json() for layer in layers]}
     return read_back, entry
+
+
+def _reference(graph: Path, precision: str) -> Path | bytes:
+    """What ONNX Runtime runs: the file itself, or for 16 bits the graph that rounds as a device does."""
+    if precision not in ("fp16", "bf16"):
+        return graph
+    from vexport.graph.inspect import read_graph
+    from vexport.graph.precision import emulate_half
+
+    rounded: bytes = emulate_half(read_graph(graph)).SerializeToString()
+    return rounded
 
 
 def _nodes(graph: Path) -> list[str]:
