@@ -233,6 +233,7 @@ def test_options_that_cannot_be(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_driver(refused: Refused, engine: Path, graph: Path) -> None:
     assert "there is no GPU with a driver here" in refused("trt", "--target", "current")
+    assert "compiled while they are built" in refused("trt", *A100, "--strip", "--no-cache")
     said = refused("check", graph, engine)
     assert "cannot run here: no GPU with a driver here; built for sm80" in said
 

@@ -274,7 +274,8 @@ def _configure(backend: Any, runtime: TensorRT, job: _Job, options: BuildOptions
         # 8.6: several contexts, one per thread, use one profile; later versions always allow it.
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     # On by default in both; FP32 that is silently rounded to 10 bits would not be FP32.
-    (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    if hasattr(trt.BuilderFlag, "TF32"):
+        (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     return config
 
 
@@ -286,6 +287,10 @@ def _flags(runtime: TensorRT, options: BuildOptions) -> dict[str, Any]:
     return {"fp16": True, "int8": options.precision == "int8", "precision_constraints": "obey"}
 
 
+# Layers that compute nothing: their types are what they were made for.
+_UNCONSTRAINED = frozenset({"CONSTANT", "SHAPE", "CAST", "IDENTITY"})
+
+
 def _constrain(runtime: TensorRT, network: Any) -> None:
     """Weakly typed networks: hold every computing layer to the type that the graph gives it."""
     trt = runtime.load()
@@ -293,7 +298,7 @@ def _constrain(runtime: TensorRT, network: Any) -> None:
         layer = network.get_layer(index)
         kinds = {layer.get_output(at).dtype for at in range(layer.num_outputs)}
         kind = next(iter(kinds)) if len(kinds) == 1 else None
-        if kind in (trt.float16, trt.float32) and layer.type not in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE):
+        if kind in (trt.float16, trt.float32) and str(layer.type).rpartition(".")[2] not in _UNCONSTRAINED:
             layer.precision = kind
 
 

@@ -108,6 +108,11 @@ def build_engine(
     wanted = _require_buildable(wanted, chosen, devices, notes)
     asked = replace(options or BuildOptions(precision), precision=precision, targets=wanted)
     require_options(asked, chosen)
+    if chosen.is_rtx and (asked.refit or asked.strip) and not devices:
+        raise EngineError(
+            "refittable and stripped engines are compiled while they are built, and there is no GPU with a driver here",
+            hint="build them on a machine with a GPU, or leave --refit and --strip out",
+        )
     source = find_graph(
         graph,
         workspace=workspace,

@@ -70,9 +70,9 @@ class Diagnosis:
 
     @property
     def missing(self) -> list[Finding]:
-        """What could be added."""
+        """What could be added, each remedy once."""
         parts = (self.driver, self.torch, *self.runtimes, *self.providers, *self.libraries, *self.extras)
-        return [part for part in parts if not part.found and part.fix]
+        return list({part.fix: part for part in reversed(parts) if not part.found and part.fix}.values())[::-1]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

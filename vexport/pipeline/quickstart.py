@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vexport.engine.build import BuildOptions
-from vexport.errors import AccuracyError, MissingDependencyError
+from vexport.errors import AccuracyError, EngineError, MissingDependencyError
 from vexport.pipeline.bench import BenchOutcome, measure_latency
 from vexport.pipeline.build import BuildResult, build_engine
 from vexport.pipeline.convert import ConvertResult, convert_graph
@@ -138,7 +138,7 @@ def _engines(
             build_engine(graph, workspace=workspace, options=profile, force=force, on_progress=on_step)
             for graph in (small, full_size)
         ), None
-    except MissingDependencyError as error:
+    except (MissingDependencyError, EngineError) as error:  # a GPU that this TensorRT does not know, for one
         return (), f"{error.message}; {error.hint}"
 
 
