@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vexport.cli.options import DEFAULT_WORKSPACE, ForceOpt, JsonOpt, ModelOpt, WeightsOpt, Workspace, WorkspaceOpt
+from vexport.cli.options import (
+    DEFAULT_WORKSPACE,
+    ForceOpt,
+    JsonOpt,
+    ModelOpt,
+    TrustOpt,
+    WeightsOpt,
+    Workspace,
+    WorkspaceOpt,
+)
 from vexport.cli.render import figure, print_json, print_table, progress, remark, short_hash
 
 if TYPE_CHECKING:
@@ -19,7 +28,7 @@ def bench(
         list[Path] | None,
         typer.Argument(
             metavar="[ARTIFACT]...",
-            help="Graphs or checkpoints; every graph of the workspace otherwise.",
+            help="Graphs, engines or checkpoints; otherwise the workspace's FP32 graphs and the engines that run here.",
             show_default=False,
         ),
     ] = None,
@@ -32,6 +41,7 @@ def bench(
     duration: Annotated[float, typer.Option(metavar="S", help="Measured seconds per candidate.")] = 5.0,
     baselines: Annotated[bool, typer.Option(help="Put ResNet-50 and Swin-T beside full-size networks.")] = True,
     eager: Annotated[bool, typer.Option(help="Put eager PyTorch beside ONNX Runtime.")] = True,
+    trust: TrustOpt = False,
     force: ForceOpt = False,
     workspace: WorkspaceOpt = DEFAULT_WORKSPACE,
     as_json: JsonOpt = False,
@@ -52,6 +62,7 @@ def bench(
             baselines=baselines,
             eager=eager,
             force=force,
+            trust=trust,
             on_step=update,
         )
     if as_json:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vexport.cli.options import FromOpt, JsonOpt, ModelOpt
+from vexport.cli.options import FromOpt, JsonOpt, ModelOpt, TrustOpt
 from vexport.cli.render import print_json, print_table, progress, remark
 from vexport.errors import EXIT_GATE
 
@@ -29,7 +29,7 @@ def check(
     weights_from: FromOpt = None,
     model: ModelOpt = None,
     layers: Annotated[bool, typer.Option("--layers", help="Layer by layer too, for graphs and engines.")] = False,
-    trust: Annotated[bool, typer.Option("--trust", help="Open an engine that vexport did not write.")] = False,
+    trust: TrustOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Compare the answers of two artifacts; exit code 3 where they disagree."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vexport.cli.options import JsonOpt
+from vexport.cli.options import JsonOpt, TrustOpt
 from vexport.cli.render import print_json, print_table, remark, short_hash, size
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def inspect(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A checkpoint, a graph or an engine.")],
-    trust: Annotated[bool, typer.Option("--trust", help="Open an engine that vexport did not write.")] = False,
+    trust: TrustOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Show what is in an artifact: its layers with types and cost, where it came from, what was proven of it."""

@@ -51,6 +51,9 @@ AssumeSlopeOpt = Annotated[
     bool, typer.Option("--assume-slope-1", help="Merge although the activation slope is known to be below 1.")
 ]
 ForceOpt = Annotated[bool, typer.Option("--force", help="Overwrite a file that vexport did not write.")]
+TrustOpt = Annotated[
+    bool, typer.Option("--trust", help="Open an engine that vexport did not write: it may run any code.")
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DEFAULT_WORKSPACE = DEFAULT_FOLDER
 
@@ -63,6 +66,7 @@ __all__ = [
     "JsonOpt",
     "ModelOpt",
     "OutputOpt",
+    "TrustOpt",
     "WeightsOpt",
     "Workspace",
     "WorkspaceOpt",

@@ -58,12 +58,14 @@ def measure_latency(
     baselines: bool = True,
     eager: bool = True,
     force: bool = False,
+    trust: bool = False,
     on_step: Callable[[str, float | None], None] = lambda _text, _share: None,
 ) -> BenchOutcome:
     """Time artifacts in turns and write the raw samples to `bench.json` in the workspace.
 
     Args:
-        artifacts: Graphs or checkpoints; none takes every graph of the workspace.
+        artifacts: Graphs, engines or checkpoints; none takes every FP32 graph of the workspace and the engines that
+            this machine can run.
         workspace: Where graphs are found and the result goes.
         model: A network to export first.
         weights: `pretrained` or `random`, for `model`.
@@ -73,6 +75,7 @@ def measure_latency(
         baselines: Whether ResNet-50 and Swin-T stand beside full-size networks.
         eager: Whether eager PyTorch stands beside ONNX Runtime.
         force: Overwrite a `bench.json` that vexport did not write.
+        trust: Open engines that vexport did not write.
         on_step: Told what is going on, and the share that is done where it is known.
 
     Raises:
@@ -95,7 +98,7 @@ def measure_latency(
         for path in paths:
             # The network behind a graph may have been named itself.
             known = {(case.artifact_sha256, case.backend) for case, _ in candidates}
-            opened = _open(path, workspace, batch, threads, eager, stack)
+            opened = _open(path, workspace, batch, threads, eager, stack, trust=trust)
             candidates += [pair for pair in opened if (pair[0].artifact_sha256, pair[0].backend) not in known]
         if baselines and any(case.input_size == FULL_SIZE for case, _ in candidates):
             present = {case.network for case, _ in candidates}
@@ -185,12 +188,19 @@ def _baseline_graph(name: str, workspace: Workspace) -> Path:
 
 
 def _open(
-    path: Path, workspace: Workspace, batch: int, threads: int | None, eager: bool, stack: ExitStack
+    path: Path,
+    workspace: Workspace,
+    batch: int,
+    threads: int | None,
+    eager: bool,
+    stack: ExitStack,
+    *,
+    trust: bool = False,
 ) -> list[tuple[Case, Runner]]:
     """The runners of one artifact: the backend that runs it, and eager PyTorch beside a graph."""
     from vexport.run import open_runner
 
-    runner = stack.enter_context(open_runner(path, threads=threads))
+    runner = stack.enter_context(open_runner(path, threads=threads, trust=trust))
     runners = [(runner, hash_file(path))]
     manifest = read_manifest(path)
     if eager and path.suffix == ".onnx" and manifest is not None:

@@ -181,7 +181,8 @@ class _Lane:
             self._enqueue(self._stream.cuda_stream)  # lazy allocations must not fall into the recording
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
+            # Other threads go on meanwhile: what they do is not part of the recording.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._enqueue(torch.cuda.current_stream().cuda_stream)
             self._graph = graph
         self._graph.replay()
