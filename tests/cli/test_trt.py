@@ -198,6 +198,32 @@ def test_int8_needs_a_quantised_graph(refused: Refused, graph: Path) -> None:
     assert "is fp32, the engine shall be int8" in refused("trt", graph, "--int8", *A100)
 
 
+def test_a_quantised_graph_is_built(invoke: Invoke, graph: Path) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Images(CalibrationDataReader):  # type: ignore[misc]
+        left = iter([{"input": np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)}])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.left, None)
+
+    quantize_static(
+        str(graph),
+        "quantised.int8.onnx",
+        Images(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv"],
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={"ActivationSymmetric": True, "DedicatedQDQPair": True, "QuantizeBias": False},
+    )
+    told = json.loads(invoke("trt", "quantised.int8.onnx", "--int8", *A100, "--json").stdout)
+    assert told["path"].endswith("quantised.int8.sm80.engine")
+    kinds = [layer["kind"] for layer in told["manifest"]["facts"]["build"]["network_layers"]]
+    assert kinds.count("QUANTIZE") >= 9
+
+
 def test_no_tensorrt(refused: Refused, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     said = refused("trt", "--fp16", *A100)

@@ -6,6 +6,7 @@ the user vouches for it.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +106,21 @@ def open_plan(
         raise EngineError(
             f"{path.name} cannot run here: there is no GPU with a driver", hint="`vexport doctor` says what is missing"
         )
-    return (
-        deserialize(path, runtime, lean=bool(manifest and manifest.facts.get("version_compatible"))),
-        runtime,
-        manifest,
-    )
+    data = path.read_bytes()
+    # Asked of the very bytes that are opened: the file may have changed since it was looked at.
+    if manifest is not None and not trust and hashlib.sha256(data).hexdigest() != manifest.sha256:
+        raise EngineError(f"{path} is altered: it changed while it was opened", hint="copy it again")
+    lean = bool(manifest and manifest.facts.get("version_compatible"))
+    return deserialize(data, runtime, name=path.name, lean=lean), runtime, manifest
 
 
-def deserialize(path: Path, runtime: TensorRT, *, lean: bool = False) -> Any:
+def deserialize(plan: bytes, runtime: TensorRT, *, name: str, lean: bool = False) -> Any:
     """Open a plan without asking whether it is trusted: for one that was built just now.
 
     Args:
-        path: The plan.
+        plan: Its bytes.
         runtime: Which TensorRT.
+        name: For the message.
         lean: Whether the plan carries its own runtime (version-compatible).
 
     Raises:
@@ -128,10 +131,10 @@ def deserialize(path: Path, runtime: TensorRT, *, lean: bool = False) -> Any:
         loader = runtime.load().Runtime(backend.get_trt_logger())
         if lean:
             loader.engine_host_code_allowed = True
-        engine = loader.deserialize_cuda_engine(path.read_bytes())
+        engine = loader.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(
-            f"{runtime.name} {runtime.version} refuses {path.name}",
+            f"{runtime.name} {runtime.version} refuses {name}",
             details=first_lines(said),
             hint="build it again on this machine, with this version",
         )

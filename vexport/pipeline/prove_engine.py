@@ -45,7 +45,7 @@ def prove_engine(
     facts = manifest.facts
     precision = facts["precision"]
     lean = bool(facts.get("version_compatible"))
-    engine = deserialize(plan, runtime, lean=lean)
+    engine = deserialize(plan.read_bytes(), runtime, name=plan.name, lean=lean)
     if facts.get("stripped"):
         refit_engine(engine, runtime, graph)
     with (
