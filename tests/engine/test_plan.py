@@ -99,7 +99,7 @@ def test_a_plan_that_changes_while_it_is_opened(plan: Path, monkeypatch: pytest.
 def test_what_the_driver_refuses_is_an_error_not_a_crash(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "find_devices", lambda: [A100])
     write_manifest(plan, manifest_of(plan.read_bytes(), version_compatible=True))
-    with pytest.raises(EngineError, match="refuses a.engine") as caught:
+    with pytest.raises(EngineError, match=r"refuses a\.engine") as caught:
         open_plan(plan)
     assert caught.value.details
 

@@ -64,13 +64,23 @@ def test_given_images_are_another_request(workspace: Workspace, tmp_path: Path) 
 
 
 def test_a_missed_gate_leaves_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert_module, "LEAST_TOP1_RANDOM", {"fp16": 1.0, "bf16": 1.0})
     monkeypatch.setattr("vexport.run.compare.TOLERANCES", {"fp16": 1e-9})
     with pytest.raises(ParityError, match="the FP16 graph disagrees") as caught:
         convert_graph(find_graph(None, workspace=workspace), "fp16", workspace=workspace)
     assert caught.value.exit_code == 3
     assert not list(workspace.root.glob("*fp16*"))
     assert not list(workspace.root.glob(".vexport*"))
+
+
+def test_given_images_must_keep_their_classes(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(convert_module.LEAST_TOP1, "fp16", 1.0)
+    source, folder = find_graph(None, workspace=workspace), pictures(tmp_path / "images", 4)
+    made = convert_graph(source, "fp16", workspace=workspace, images=folder)
+    assert made.artifact.manifest.parity[0]["least_top1"] == 1.0
+    made = convert_graph(source, "fp16", workspace=workspace)
+    assert made.artifact.manifest.parity[0]["least_top1"] == 0.0
 
 
 def test_what_is_fp16_already_is_refused(workspace: Workspace) -> None:

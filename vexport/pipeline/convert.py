@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 LIBRARIES = ("onnx", "onnxruntime", "ml_dtypes")
 # Activations of images that were not measured may be larger than those that were.
 HEADROOM = 4.0
-# Share of images that must keep their class. Random images lie near the borders between classes more often than
-# photographs do: there a few nearly tied ones may swap.
+# Share of the given images that must keep their class. Of random images it is shown, not asked: within the tolerance only
+# nearly tied classes can swap, and random images lie near the borders between classes much more often than photographs.
 LEAST_TOP1 = {"fp16": 0.99, "bf16": 0.95}
-LEAST_TOP1_RANDOM = {"fp16": 0.9, "bf16": 0.75}
 IMAGES = 32
 
 
@@ -108,7 +107,7 @@ def convert_graph(
     with stage(target, force=force) as staging:
         write_graph(half, staging.path)
         on_step("comparing with FP32")
-        least_top1 = (LEAST_TOP1_RANDOM if images is None else LEAST_TOP1)[precision]
+        least_top1 = 0.0 if images is None else LEAST_TOP1[precision]
         compared = _parity(source.path, staging.path, half, precision, batches, least_top1)
         for _, parity in compared:
             _require(parity, precision)
