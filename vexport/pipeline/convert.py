@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 LIBRARIES = ("onnx", "onnxruntime", "ml_dtypes")
 # Activations of images that were not measured may be larger than those that were.
 HEADROOM = 4.0
-# Share of the given images that must keep their class. Of random images it is shown, not asked: within the tolerance only
-# nearly tied classes can swap, and random images lie near the borders between classes much more often than photographs.
+# Share of the given images that must keep their class. Of random images it is shown, not asked: within the tolerance
+# only nearly tied classes can swap, and random images lie near the borders between classes more often than photographs.
 LEAST_TOP1 = {"fp16": 0.99, "bf16": 0.95}
 IMAGES = 32
 
@@ -226,7 +226,8 @@ def _require(parity: Parity, precision: str) -> None:
         f"the {precision.upper()} graph disagrees with the FP32 graph",
         details=[
             f"max|y - y'| / max|y| is {parity.max_rel:.2e}, the tolerance {parity.tolerance:.0e}",
-            f"top-1 agrees on {parity.top1_agreement:.1%} of {parity.images} images, {parity.least_top1:.0%} are asked",
+            f"top-1 agrees on {parity.top1_agreement:.1%} of {parity.images} images"
+            + (f", {parity.least_top1:.0%} are asked" if parity.least_top1 else ""),
         ],
         hint="give real images with --images, or build with --bf16 or --fp32",
     )
