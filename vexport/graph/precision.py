@@ -1,9 +1,11 @@
 """FP32 graph to FP16 or BF16: weights and activations in 16 bits, input and output left in FP32.
 
 ONNX Runtime's converter does the work; what would overflow is found by measuring, kept in FP32 and joined. ModelOpt's
-AutoCast 0.47 converts VanillaNet-5 and Swin-T to the same precisions with the same errors (1.0e-3, 0.9e-3), four to seven
-times slower, and pins onnx 1.21 and onnxruntime-gpu 1.24. For BF16 its FP16 graph is retyped, with the weights rounded anew from FP32,
-because it only knows FP16; operators have BF16 definitions from opset 22 on.
+AutoCast 0.47 converts VanillaNet-5 and Swin-T to the same precisions with the same errors (1.0e-3, 0.9e-3), four to
+seven times slower, and pins onnx 1.21 and onnxruntime-gpu 1.24.
+
+For BF16 the FP16 graph is retyped, with the weights rounded anew from FP32, because the converter only knows FP16;
+operators have BF16 definitions from opset 22 on.
 """
 
 from __future__ import annotations
