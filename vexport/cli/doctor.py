@@ -28,8 +28,8 @@ def doctor(as_json: JsonOpt = False) -> None:
 
 def render(found: Diagnosis) -> None:
     """Findings group by group, what the machine can do, and what to add."""
-    typer.echo(f"Python {found.python}")
-    _group("GPU", [found.driver, found.torch])
+    typer.echo(f"vexport {found.vexport}, Python {found.python}")
+    _group("GPU", [found.driver, found.torch, found.cuda])
     for device in found.devices:
         typer.echo(f"  yes  {device.name}, sm{device.capability}, {size(device.memory_bytes)}")
     _group("TensorRT", found.runtimes)

@@ -133,6 +133,7 @@ def convert_precision(
 
     source = onnx.ModelProto()
     source.CopyFrom(model)
+    _give_copies(source, keep)
     try:
         half = convert_float_to_float16(
             source,
@@ -149,8 +150,9 @@ def convert_precision(
             hint="keep it in FP32, and report it with the graph",
         ) from error
     _join_kept(half)
+    _round_weights(half, model, precision)
     if precision == "bf16":
-        _retype(half, model)
+        _retype(half)
     # The converter appends casts at the end and leaves the types of intermediate tensors as they were.
     del half.graph.value_info[:]
     ordered = onnx_ir.from_proto(half)
@@ -179,6 +181,8 @@ def _join_kept(half: onnx.ModelProto) -> None:
         for index, name in enumerate(node.input):
             if name in direct:
                 node.input[index] = direct[name]
+            elif node.output[0] in outputs and node.output[0] in up and name in down:
+                node.input[index] = down[name].input[0]  # the last node stays in FP32: its cast changes nothing
     # The casts up go first, then the casts down that nothing reads any more.
     for names in (set(direct), set(down)):
         used = {name for node in half.graph.node for name in node.input} | outputs
@@ -187,20 +191,57 @@ def _join_kept(half: onnx.ModelProto) -> None:
         half.graph.node.extend(kept)
 
 
-def _retype(half: onnx.ModelProto, source: onnx.ModelProto) -> None:
-    """FP16 to BF16 in place; weights are rounded from FP32, not twice."""
+def _give_copies(model: onnx.ModelProto, keep: Collection[str]) -> None:
+    """Weights that a node in FP32 shares with others: a copy of its own, in place, so that it stays exact."""
+    others = {name for node in model.graph.node if node.name not in keep for name in node.input}
+    shared = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in others}
+    made = set()
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if node.name not in keep or name not in shared:
+                continue
+            node.input[index] = f"{name}.fp32"
+            if name not in made:
+                made.add(name)
+                copied = model.graph.initializer.add()
+                copied.CopyFrom(shared[name])
+                copied.name = f"{name}.fp32"
+
+
+def _round_weights(half: onnx.ModelProto, source: onnx.ModelProto, precision: HalfPrecision) -> None:
+    """16-bit weights and constants, in place: rounded once from FP32, to the nearest.
+
+    The converter moves what is nearer to 0 than the smallest number away from it, and knows no BF16.
+    """
     originals = {tensor.name: tensor for tensor in source.graph.initializer}
+    constants = {
+        node.output[0]: attribute.t
+        for node in source.graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.type == onnx.AttributeProto.TENSOR
+    }
+
+    def rounded(original: onnx.TensorProto, name: str) -> onnx.TensorProto:
+        values = numpy_helper.to_array(original)
+        with np.errstate(over="ignore"):
+            return numpy_helper.from_array(values.astype(_DTYPES[precision]), name)
+
     for tensor in half.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
-            values = numpy_helper.to_array(originals.get(tensor.name, tensor)).astype(ml_dtypes.bfloat16)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+            tensor.CopyFrom(rounded(originals.get(tensor.name, tensor), tensor.name))
+    for node in half.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT16:
+                attribute.t.CopyFrom(rounded(constants.get(node.output[0], attribute.t), attribute.t.name))
+
+
+def _retype(half: onnx.ModelProto) -> None:
+    """Casts to FP16 become casts to BF16, in place."""
     for node in half.graph.node:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
                 attribute.i = TensorProto.BFLOAT16
-            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT16:
-                values = numpy_helper.to_array(attribute.t).astype(ml_dtypes.bfloat16)
-                attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
 
 
 def emulate_half(half: onnx.ModelProto) -> onnx.ModelProto:

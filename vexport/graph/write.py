@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 
 from vexport.errors import ExportError
-from vexport.graph.inspect import is_large
+from vexport.graph.inspect import is_large, read_graph
 from vexport.workspace import external_data_path
 
 
@@ -19,6 +20,20 @@ def stamp(model: onnx.ModelProto, props: Mapping[str, str], version: str) -> Non
     model.graph.name = props.get("vexport.model", "graph")
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(props))
+
+
+def copy_graph(source: Path, target: Path) -> None:
+    """Copy a graph with its external data, whatever that is called, so that the copy finds it.
+
+    Raises:
+        InputError: the graph is damaged, or its data is missing.
+    """
+    header = onnx.load(source, load_external_data=False)
+    if not any(onnx.external_data_helper.uses_external_data(tensor) for tensor in header.graph.initializer):
+        shutil.copyfile(source, target)
+        return
+    location = external_data_path(target).name
+    onnx.save_model(read_graph(source), target, save_as_external_data=True, location=location, size_threshold=1024)
 
 
 def write_graph(model: onnx.ModelProto, path: Path, *, external: bool | None = None) -> None:

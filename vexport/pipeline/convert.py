@@ -14,7 +14,7 @@ from vexport.artifacts import Graph, Manifest, Preprocessing
 from vexport.deps import tool_versions
 from vexport.errors import InputError, ParityError
 from vexport.pipeline.graphs import GraphSource
-from vexport.workspace import Workspace, require_clear, stage, up_to_date
+from vexport.workspace import Workspace, hash_file, require_clear, stage, up_to_date
 
 if TYPE_CHECKING:
     import onnx
@@ -83,7 +83,7 @@ def convert_graph(
     if source.precision != "fp32":
         raise InputError(f"{source.path} is {source.precision} already", hint="give the FP32 graph it was made from")
     target = workspace.root / f"{source.stem}.{precision}.onnx"
-    options = {"precision": precision, "images": _hash_folder(images), "headroom": HEADROOM}
+    options = {"precision": precision, "images": _hash_images(images), "headroom": HEADROOM}
     versions = tool_versions(*LIBRARIES)
     done = up_to_date(Graph, target, parent=source.parent.sha256, options=options, versions=versions)
     if done is not None:
@@ -137,14 +137,14 @@ def convert_graph(
     return ConvertResult(artifact, False)
 
 
-def _hash_folder(images: Path | None) -> str | None:
-    """Names and sizes of the images, so that another folder means another request."""
+def _hash_images(images: Path | None) -> str | None:
+    """Hash of the images that are taken, so that others mean another request."""
     if images is None:
         return None
-    from vexport.run.images import find_images
+    from vexport.run.images import choose_images
 
-    listing = [[path.relative_to(images).as_posix(), path.stat().st_size] for path in find_images(images)]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    taken = [[path.relative_to(images).as_posix(), hash_file(path)] for path in choose_images(images, IMAGES)]
+    return hashlib.sha256(json.dumps(taken).encode()).hexdigest()
 
 
 def _require_named(model: onnx.ModelProto) -> None:
@@ -168,14 +168,16 @@ def _batches(source: GraphSource, images: Path | None) -> list[Array]:
     with OrtRunner(source.path) as runner:
         batch, *sides = runner.input_shape
     channels, height, width = (side or (3, 224, 224)[axis] for axis, side in enumerate(sides))
-    step = batch or 4
     if images is None:
+        step = batch or 4
         return random_batches((channels, height, width), (step,) * max(1, 16 // step), seed=3)
     how = source.preprocessing or Preprocessing(input_size=(channels, height, width))
-    loaded = load_images(images, how, IMAGES)
-    if len(loaded) < step:
-        raise InputError(f"{len(loaded)} images do not fill the graph's batch of {step}", hint="give more images")
-    return [loaded[start : start + step] for start in range(0, len(loaded) - step + 1, step)]
+    loaded = load_images(images, how, max(IMAGES, batch or 0))
+    if batch is None:
+        return [loaded[start : start + 4] for start in range(0, len(loaded), 4)]
+    if len(loaded) < batch:
+        raise InputError(f"{len(loaded)} images do not fill the graph's batch of {batch}", hint="give more images")
+    return [loaded[start : start + batch] for start in range(0, len(loaded) - batch + 1, batch)]
 
 
 def _stamp(graph: onnx.ModelProto, source: GraphSource, precision: str) -> None:

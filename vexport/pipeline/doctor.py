@@ -7,20 +7,29 @@ import ctypes
 import io
 import os
 import platform
+import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
 from vexport.deps import EXTRAS, installed_version
-from vexport.engine.runtime import MODULES, RuntimeName, describe_runtime
+from vexport.engine.runtime import INSTALL, MODULES, RuntimeName, TensorRT, describe_runtime
 from vexport.engine.target import Device, find_devices
 from vexport.errors import MissingDependencyError
 
 LIBRARIES = ("timm", "onnx", "onnxscript", "onnxsim", "onnxruntime-gpu", "onnxruntime", "polygraphy", "safetensors")
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where a module is called otherwise
+PROVIDER_FIXES = {
+    "CUDAExecutionProvider": "the CUDA and cuDNN libraries that this ONNX Runtime was built for, and a driver",
+    "TensorrtExecutionProvider": "the TensorRT and CUDA libraries that this ONNX Runtime was built for, and a driver",
+}
+NO_GPU = "no GPU with a driver"
+ERRORS, FATAL_ONLY = 3, 4  # of ONNX Runtime's log
 
 
 @dataclass(frozen=True)
@@ -30,16 +39,18 @@ class Finding:
     Args:
         name: What.
         found: Whether it is there and works.
-        version: Of it, where it has one.
+        version: Of it; None where it is missing or has none.
         detail: What it can do; or why it is missing.
-        fix: The command or step that adds it.
+        fix: The command or step that adds it, where it is missing.
+        facts: What `detail` says, for programs.
     """
 
     name: str
     found: bool
-    version: str = ""
+    version: str | None = None
     detail: str = ""
     fix: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,9 +58,11 @@ class Diagnosis:
     """What was found.
 
     Args:
+        vexport: Version.
         python: Version and platform.
         driver: The CUDA driver.
-        torch: PyTorch, and whether it can use CUDA.
+        torch: PyTorch.
+        cuda: Whether PyTorch can use CUDA; the version is the one it was built with.
         devices: GPUs.
         runtimes: Each TensorRT.
         providers: ONNX Runtime's execution providers, each tried.
@@ -58,9 +71,11 @@ class Diagnosis:
         abilities: What this machine can do, in words.
     """
 
+    vexport: str
     python: str
     driver: Finding
     torch: Finding
+    cuda: Finding
     devices: tuple[Device, ...]
     runtimes: tuple[Finding, ...]
     providers: tuple[Finding, ...]
@@ -71,8 +86,12 @@ class Diagnosis:
     @property
     def missing(self) -> list[Finding]:
         """What could be added, each remedy once."""
-        parts = (self.driver, self.torch, *self.runtimes, *self.providers, *self.libraries, *self.extras)
-        return list({part.fix: part for part in reversed(parts) if not part.found and part.fix}.values())[::-1]
+        parts = (self.driver, self.torch, self.cuda, *self.runtimes, *self.providers, *self.libraries, *self.extras)
+        remedies: dict[str, Finding] = {}
+        for part in parts:
+            if not part.found and part.fix:
+                remedies.setdefault(part.fix, part)
+        return list(remedies.values())
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,14 +99,16 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at this machine. Nothing is changed, and what is missing is a finding, not an error."""
-    devices = tuple(find_devices())
-    driver, torch = _driver(), _torch(devices)
+    driver = _driver()
+    torch, cuda, devices = _torch(driver)
     runtimes = tuple(_runtime(name, devices) for name in MODULES)
     extras = tuple(_extra(name) for name in EXTRAS)
     return Diagnosis(
+        vexport=installed_version("vexport"),
         python=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         driver=driver,
         torch=torch,
+        cuda=cuda,
         devices=devices,
         runtimes=runtimes,
         providers=tuple(_providers()),
@@ -101,35 +122,62 @@ def _has(distribution: str) -> bool:
     return installed_version(distribution) != "missing"
 
 
+def _first_line(error: Exception) -> str:
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
 def _library(name: str) -> Finding:
-    version = installed_version(name)
-    return Finding(name, version != "missing", "" if version == "missing" else version, fix=f"pip install {name}")
+    if not _has(name):
+        return Finding(name, False, fix=f"pip install {name}")
+    return Finding(name, True, installed_version(name))
 
 
 def _driver() -> Finding:
     """The CUDA version that the driver supports, from the driver itself."""
     try:
-        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        return Finding("CUDA driver", False, detail=reason, fix="install NVIDIA's driver, on a machine with its GPU")
+        ask = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuDriverGetVersion
+    except (OSError, AttributeError) as error:
+        fix = "install NVIDIA's driver, on a machine with its GPU"
+        return Finding("CUDA driver", False, detail=_first_line(error), fix=fix)
     number = ctypes.c_int(0)
-    code = library.cuDriverGetVersion(ctypes.byref(number))
+    code = ask(ctypes.byref(number))
     if code != 0:
         return Finding("CUDA driver", False, detail=f"cuDriverGetVersion fails with {code}", fix="reinstall the driver")
-    return Finding("CUDA driver", True, f"CUDA {number.value // 1000}.{number.value % 1000 // 10}")
+    return Finding(
+        "CUDA driver", True, f"{number.value // 1000}.{number.value % 1000 // 10}", "newest CUDA it supports"
+    )
 
 
-def _torch(devices: tuple[Device, ...]) -> Finding:
+def _torch(driver: Finding) -> tuple[Finding, Finding, tuple[Device, ...]]:
+    """PyTorch, whether it can use CUDA, and the GPUs."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of it does not load
+        package = Finding("PyTorch", False, detail=_first_line(error), fix="pip install torch")
+        return package, Finding("CUDA in PyTorch", False, detail="PyTorch cannot be loaded"), ()
+    package, built = Finding("PyTorch", True, str(torch.__version__)), torch.version.cuda
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what PyTorch warns of, it fails with as well
+        try:
+            devices = tuple(find_devices())
+            reason = "usable" if devices else _why_no_cuda()
+        except RuntimeError as error:  # a GPU that does not answer
+            devices, reason = (), _first_line(error)
+    fix = "install PyTorch from an index with CUDA" if built is None and driver.found and not devices else ""
+    return package, Finding("CUDA in PyTorch", bool(devices), built, reason, fix), devices
+
+
+def _why_no_cuda() -> str:
     import torch
 
-    built = torch.version.cuda
-    detail = f"built for CUDA {built}" if built else "built for the CPU only"
-    fix = "" if built else "pip install torch, without the CPU index"
-    usable = bool(devices)
-    return Finding(
-        "PyTorch", True, torch.__version__, f"{detail}; CUDA {'usable' if usable else 'not usable'} here", fix
-    )
+    if torch.version.cuda is None:
+        return "built without CUDA"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # it says why by failing
+    except (RuntimeError, AssertionError) as error:
+        return _first_line(error).partition(". ")[0]
+    return "no GPU is visible"
 
 
 def _runtime(name: RuntimeName, devices: tuple[Device, ...]) -> Finding:
@@ -137,92 +185,147 @@ def _runtime(name: RuntimeName, devices: tuple[Device, ...]) -> Finding:
         runtime = describe_runtime(name)
     except MissingDependencyError as error:
         return Finding(name, False, detail="; ".join((error.message, *error.details)), fix=error.hint)
-    known = ", ".join(f"sm{target}" for target in runtime.targets)
-    builds = f"builds for {known} on any machine" if runtime.is_rtx else "builds for the GPU at hand"
-    if not devices:
-        runs = "runs nothing here: no GPU with a driver" if runtime.is_rtx else "nothing to build for or run on here"
-    elif runtime.is_rtx and devices[0].capability not in runtime.targets:
-        runs = f"does not name sm{devices[0].capability}"
-    else:
-        runs = f"runs on sm{devices[0].capability}"
-    typed = "types of the graph are binding" if runtime.strongly_typed else "precision by flags (weakly typed)"
-    also = [
-        word
-        for word, there in (
-            ("timing cache", runtime.has_timing_cache),
-            ("version-compatible engines", runtime.has_version_compatible),
-        )
-        if there
+    except Exception as error:  # a broken installation may raise anything when it is imported
+        reason = f"{name} cannot be used; {type(error).__name__}: {_first_line(error)}"
+        return Finding(name, False, detail=reason, fix=INSTALL[name])
+    facts = {
+        "targets": list(runtime.targets),
+        "this_gpu": devices[0].capability if devices else None,
+        "strongly_typed": runtime.strongly_typed,
+        "timing_cache": runtime.has_timing_cache,
+        "version_compatible": runtime.has_version_compatible,
+    }
+    said = [
+        _builds(runtime, devices),
+        _runs(runtime, devices),
+        "strongly typed" if runtime.strongly_typed else "precision by flags (weakly typed)",
+        "timing cache" if runtime.has_timing_cache else "no timing cache",
+        f"{'' if runtime.has_version_compatible else 'no '}version-compatible engines",
     ]
-    return Finding(name, True, runtime.version, "; ".join([builds, runs, typed, *also]))
+    return Finding(name, True, runtime.version, "; ".join(said), facts=facts)
+
+
+def _builds(runtime: TensorRT, devices: tuple[Device, ...]) -> str:
+    """The GPUs that engines can be built for here."""
+    here = f"sm{devices[0].capability}" if devices else None
+    if not runtime.is_rtx:
+        return f"builds for {here}, the GPU at hand" if here else f"builds nothing here: {NO_GPU}, and it names none"
+    named = f"builds for {', '.join(f'sm{target}' for target in runtime.targets)} on any machine"
+    if devices and devices[0].capability not in runtime.targets:
+        # The builder takes it; NVIDIA's list of supported GPUs has the named ones only.
+        return f"{named}, and as `current` for {here}, which it does not name"
+    return named
+
+
+def _runs(runtime: TensorRT, devices: tuple[Device, ...]) -> str:
+    """The engines that can be run here."""
+    if not devices:
+        return f"runs nothing here: {NO_GPU}"
+    named = not runtime.is_rtx or devices[0].capability in runtime.targets
+    return f"runs engines for sm{devices[0].capability}{'' if named else ' built as `current`, where it takes them'}"
 
 
 def _extra(name: str) -> Finding:
     missing = [module for module in EXTRAS[name] if find_spec(module) is None]
-    needed = ", ".join(EXTRAS[name])
-    return Finding(f"extra {name}", not missing, detail=needed, fix=f"pip install 'vexport[{name}]'")
+    packages = {module: DISTRIBUTIONS.get(module, module) for module in EXTRAS[name]}
+    said = [f"{package} {installed_version(package)}" for package in packages.values()]
+    fix = f"pip install 'vexport[{name}]'" if missing else ""
+    return Finding(f"extra {name}", not missing, detail=", ".join(said), fix=fix)
 
 
 def _providers() -> Iterator[Finding]:
     """Every execution provider, on a graph of one node: one that falls back to the CPU does not count."""
-    import onnxruntime as ort
+    try:
+        import onnxruntime as ort
+
+        model = _one_node()
+    except (ImportError, OSError) as error:
+        yield Finding("ONNX Runtime", False, detail=_first_line(error), fix="pip install onnxruntime-gpu")
+        return
+    for name in ort.get_available_providers():
+        with _overheard() as said:
+            # Why a library does not load is in the log alone, and nobody sees it here.
+            ort.set_default_logger_severity(ERRORS)
+            options = ort.SessionOptions()
+            options.log_severity_level = ERRORS
+            try:
+                loads, reason = name in ort.InferenceSession(model, options, providers=[name]).get_providers(), ""
+            except Exception as error:  # ONNX Runtime's errors have no common base class but Exception
+                loads, reason = False, _first_line(error)
+            finally:
+                ort.set_default_logger_severity(FATAL_ONLY)
+        if loads:
+            yield Finding(name, True)
+        else:
+            reason = next(iter(said), reason) or "it falls back to the CPU and does not say why"
+            yield Finding(name, False, detail=_shorten(reason), fix=PROVIDER_FIXES.get(name, ""))
+
+
+def _one_node() -> bytes:
     from onnx import TensorProto, helper
 
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one", values[:1], values[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
-    ort.set_default_logger_severity(4)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    for name in ort.get_available_providers():
-        with _overheard() as said:
-            try:
-                loads = name in ort.InferenceSession(model, options, providers=[name]).get_providers()
-                reason = ""
-            except Exception as error:  # ONNX Runtime's errors have no common base class but Exception
-                loads, reason = False, str(error).splitlines()[0]
-        reason = reason or (said[0] if said else "its libraries do not load; the CPU would take its place")
-        fix = "" if loads else "the CUDA and TensorRT libraries of the ONNX Runtime release, and a driver"
-        yield Finding(name, loads, detail="" if loads else _shorten(reason), fix=fix)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def _shorten(text: str, width: int = 160) -> str:
-    # Past the place in ONNX Runtime's source: what it says.
-    text = " ".join(text.split()).rpartition("&) ")[2]
+    # Past the place in ONNX Runtime's source and the path of its library: what is wrong.
+    text = re.split(r"with error: |FAIL : |&\) ", " ".join(text.split()))[-1]
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 @contextmanager
 def _overheard() -> Iterator[list[str]]:
-    """What ONNX Runtime prints, and its native code writes to standard error, meanwhile: kept, not shown."""
+    """What Python prints, and native code writes to standard error, meanwhile: kept, not shown. Native lines first."""
     said: list[str] = []
-    sys.stderr.flush()
-    before = os.dup(2)
     printed = io.StringIO()
-    with tempfile.TemporaryFile("w+b") as scratch:
-        os.dup2(scratch.fileno(), 2)
+    with tempfile.TemporaryFile("w+b") as scratch, _standard_error_to(scratch.fileno()):
         try:
-            with contextlib.redirect_stdout(printed):
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                 yield said
         finally:
-            os.dup2(before, 2)
-            os.close(before)
             scratch.seek(0)
-            text = printed.getvalue() + scratch.read().decode(errors="replace")
-            said.extend(line for line in text.splitlines() if line.strip(" *") and not line.startswith("*"))
+            text = scratch.read().decode(errors="replace") + printed.getvalue()
+            lines = (re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in text.splitlines())
+            said.extend(line for line in lines if line and not line.startswith("*"))
+
+
+@contextmanager
+def _standard_error_to(descriptor: int) -> Iterator[None]:
+    try:
+        before = os.dup(2)
+    except OSError:  # it is closed: nothing would be shown
+        yield
+        return
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    os.dup2(descriptor, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _abilities(
     devices: tuple[Device, ...], runtimes: tuple[Finding, ...], extras: tuple[Finding, ...]
 ) -> Iterator[Finding]:
     yield Finding("fuse, export, check", True, detail="on any machine")
-    for name, finding in zip(MODULES, runtimes, strict=True):
-        if finding.found:
-            can = bool(devices) or name == "tensorrt-rtx"
-            yield Finding(f"build engines with {name}", can, detail=finding.detail.split(";")[0])
-    if not any(finding.found for finding in runtimes):
-        yield Finding("build engines", False, detail="no TensorRT is installed", fix=runtimes[0].fix)
-    here = f"{devices[0].name}, sm{devices[0].capability}" if devices else "there is no GPU with a driver"
-    yield Finding("run engines, measure on a GPU", bool(devices) and any(f.found for f in runtimes), detail=here)
+    there = [finding for finding in runtimes if finding.found]
+    for finding in there:
+        can = bool(devices or finding.facts["targets"])
+        builds = finding.detail.partition(";")[0].removeprefix("builds ")
+        yield Finding(f"build engines with {finding.name}", can, finding.version, builds)
+    none = "no TensorRT can be loaded"
+    if not there:
+        yield Finding("build engines", False, detail=none, fix=runtimes[0].fix)
+    can = bool(devices and there)
+    where = f"{devices[0].name}, sm{devices[0].capability}" if devices else NO_GPU
+    which = f"with {', '.join(f'{finding.name} {finding.version}' for finding in there)} on {where}"
+    yield Finding("run engines", can, detail=which if can else none if devices else NO_GPU)
+    # What `bench` times on a GPU are engines.
+    yield Finding("measure on a GPU", can, detail=where if can else "no engine runs here")
     train = next(finding for finding in extras if finding.name == "extra train")
     yield Finding("train, quickstart", train.found, detail="" if train.found else train.fix)

@@ -112,10 +112,14 @@ def _from_file(path: Path, model: str | None) -> GraphSource:
     facts: dict[str, Any] = {"model": props.get("vexport.model", stem_of(path))}
     if "vexport.model" in props:
         _require_same(path, model, props["vexport.model"])
-    if "vexport.preprocessing" in props:
-        facts["preprocessing"] = json.loads(props["vexport.preprocessing"])
-    if "vexport.class_names" in props:
-        facts["class_names"] = json.loads(props["vexport.class_names"])
+    try:
+        if "vexport.preprocessing" in props:
+            facts["preprocessing"] = json.loads(props["vexport.preprocessing"])
+            Preprocessing.from_json(facts["preprocessing"])
+        if "vexport.class_names" in props:
+            facts["class_names"] = json.loads(props["vexport.class_names"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the metadata of {path} is damaged", details=[str(error)], hint="export it again") from error
     return _source(path, Parent(path.name, hash_file(path)), graph_precision(graph), facts, str(path))
 
 

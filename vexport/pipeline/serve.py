@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from vexport.artifacts import Artifact, Engine, Preprocessing
 from vexport.errors import InputError, WorkspaceError
 from vexport.pipeline.resolve import stem_of
-from vexport.workspace import external_data_path, manifest_path, mapped_os_errors, require_file
+from vexport.workspace import mapped_os_errors, read_manifest, require_file
 
 EVIDENCE = "vexport.json"
 
@@ -37,6 +38,7 @@ def write_triton(engine: Engine, graph: Path, folder: Path, *, force: bool = Fal
         InputError: the graph is gone.
     """
     from vexport.graph.inspect import read_graph
+    from vexport.graph.write import copy_graph
 
     require_file(graph, "graph")
     name = stem_of(graph).replace(".", "_").replace(" ", "_")
@@ -52,10 +54,10 @@ def write_triton(engine: Engine, graph: Path, folder: Path, *, force: bool = Fal
         with tempfile.TemporaryDirectory(prefix=".vexport-", dir=folder) as scratch:
             draft = Path(scratch) / name
             (draft / "1").mkdir(parents=True)
-            source = engine.path if as_plan else graph
-            shutil.copyfile(source, draft / "1" / ("model.plan" if as_plan else "model.onnx"))
-            if not as_plan and external_data_path(graph).exists():  # found by its own name
-                shutil.copyfile(external_data_path(graph), draft / "1" / external_data_path(graph).name)
+            if as_plan:
+                shutil.copyfile(engine.path, draft / "1" / "model.plan")
+            else:
+                copy_graph(graph, draft / "1" / "model.onnx")
             (draft / "config.pbtxt").write_text(config, encoding="utf-8")
             if labels:
                 (draft / "labels.txt").write_text("\n".join(str(label) for label in labels) + "\n", encoding="utf-8")
@@ -129,11 +131,12 @@ def describe_preprocessing(facts: dict[str, Any]) -> str:
         return "# Input\n\nThe graph does not say how its images are prepared. Ask whoever trained it.\n"
     how = Preprocessing.from_json(facts["preprocessing"])
     channels, height, width = how.input_size
+    resized = math.floor(height / how.crop_pct)
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (how.mean, how.std))
     return (
         "# Input\n\n"
         f"float32, channels first: N x {channels} x {height} x {width}, {'RGB' if channels == 3 else 'grey'}.\n\n"
-        f"1. Resize the shorter side to {round(height / how.crop_pct)} pixels ({how.interpolation}, antialiased).\n"
+        f"1. Resize the shorter side to {resized} pixels ({how.interpolation}, antialiased).\n"
         f"2. Crop the centre, {height} x {width}.\n"
         "3. Divide by 255.\n"
         f"4. Subtract the mean ({mean}) and divide by the standard deviation ({std}), channel by channel.\n\n"
@@ -143,12 +146,12 @@ def describe_preprocessing(facts: dict[str, Any]) -> str:
 
 def _evidence(engine: Artifact, graph: Path) -> str:
     """The manifests of the engine and the graph: hashes, precision, parity."""
-    beside = manifest_path(graph)
+    beside = read_manifest(graph)
     return json.dumps(
         {
             "tool": "vexport",
             "engine": engine.manifest.to_json(),
-            "graph": json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None,
+            "graph": beside.to_json() if beside else None,
         },
         indent=2,
     )

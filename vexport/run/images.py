@@ -49,10 +49,18 @@ def load_images(folder: Path, preprocessing: Preprocessing, limit: int = 16) -> 
     _require_sound(preprocessing)
     if limit < 1:
         raise InputError(f"{limit} images are no images", hint="give a limit of at least 1")
+    return np.stack([load_image(path, preprocessing) for path in choose_images(folder, limit)])
+
+
+def choose_images(folder: Path, limit: int) -> list[Path]:
+    """Which images `load_images` takes: at most so many, spread evenly over the sorted paths.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
     found = find_images(folder)
     count = min(limit, len(found))
-    chosen = [found[index * len(found) // count] for index in range(count)]
-    return np.stack([load_image(path, preprocessing) for path in chosen])
+    return [found[index * len(found) // count] for index in range(count)]
 
 
 def find_images(folder: Path) -> list[Path]:

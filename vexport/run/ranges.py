@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from vexport.errors import InputError
+from vexport.graph.write import copy_graph
 from vexport.run.runner import Array
-from vexport.workspace import external_data_path
 
 
 def measure_ranges(graph: Path, batches: Sequence[Array]) -> dict[str, float]:
@@ -22,7 +21,8 @@ def measure_ranges(graph: Path, batches: Sequence[Array]) -> dict[str, float]:
         batches: Images float32 (N, C, H, W).
 
     Returns:
-        The magnitude by tensor name; infinite or NaN where the FP32 graph itself overflows.
+        The magnitude by tensor name; infinite or NaN where the FP32 graph itself overflows. A NaN in one batch of
+        several is not seen here: whoever compares the answers sees it.
 
     Raises:
         InputError: ONNX Runtime cannot run the graph on them.
@@ -39,9 +39,7 @@ def measure_ranges(graph: Path, batches: Sequence[Array]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         # The calibrator writes a file of its own beside the graph: not in a folder that others use.
         copied = Path(folder) / graph.name
-        for part in (graph, external_data_path(graph)):
-            if part.exists():
-                shutil.copyfile(part, copied.with_name(part.name))
+        copy_graph(graph, copied)
         try:
             calibrator = create_calibrator(
                 copied,
