@@ -244,6 +244,7 @@ def test_no_classic_tensorrt(refused: Refused, graph: Path, monkeypatch: pytest.
         (("--target", "a100", "--version-compatible"), "no version-compatible engines"),
         (("--target", "a100", "--opt-level", "9"), "does not exist"),
         (("--target", "a100", "--size", "32"), "fixed to 64x64"),
+        (("--target", "a100", "--size", "0"), "is no size"),
         (("--target", "a100", "-o", "engine.bin"), "neither .engine nor .plan"),
         (("--target", "a100", "--model", "vanillanet_55"), "vanillanet_5"),
     ],

@@ -44,7 +44,8 @@ def test_types_and_formats_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "is_"), [("Half", "fp16"), ("Float", "fp32"), ("Int8", "int8"), ("BF16", "bf16"), ("FP16", "fp16")]
+    ("said", "is_"),
+    [("Half", "fp16"), ("Float", "fp32"), ("Int8", "int8"), ("BFloat16", "bf16"), ("FP16", "fp16")],
 )
 def test_newer_reports_name_the_type_apart(said: str, is_: str) -> None:
     entry = {"Name": "a", "LayerType": "gemm", "Inputs": [tensor(said, "Datatype")], "Outputs": []}
@@ -69,6 +70,26 @@ def test_a_layer_that_fell_back_is_named() -> None:
     assert caught.value.exit_code == 3
     assert caught.value.details == ("cls.2 (CaskConvolution) takes fp32",)
     assert require_engine_precision(layers, ["stem.0", "cls.2"], "fp16", {"cls.2": "overflows"}) == 1
+
+
+def test_a_reformat_does_not_hide_a_kernel_that_fell_back() -> None:
+    layers = parse_engine_layers(
+        report(
+            layer("Reformatting CopyNode for Input Tensor 0 to conv1", FP16_FORMAT, FP32_FORMAT, "NoOp"),
+            layer("conv1 + relu1", FP32_FORMAT, FP32_FORMAT),
+        )
+    )
+    with pytest.raises(PrecisionError):
+        require_engine_precision(layers, ["conv1"], "fp16", {})
+
+
+def test_nodes_are_found_in_the_metadata() -> None:
+    named = layer("__myl_Conv_myl0_3", FP32_FORMAT, FP32_FORMAT, "gemm") | {
+        "Metadata": "[ONNX Layer: conv1]\x1e[ONNX Layer: relu1]"
+    }
+    with pytest.raises(PrecisionError):
+        require_engine_precision(parse_engine_layers(report(named)), ["conv1"], "fp16", {})
+    assert require_engine_precision(parse_engine_layers(report("conv1")), ["conv1"], "fp16", {}) == 0
 
 
 def test_nodes_are_found_whole() -> None:

@@ -89,6 +89,8 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_runtime("tensorrt-rtx", by_name=False).name == "tensorrt-rtx"
     with pytest.raises(EngineError, match="for the GPU at hand only"):
         choose_runtime("tensorrt", by_name=True)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # there, but it does not load
+    assert choose_runtime("auto", by_name=False).name == "tensorrt-rtx"
     monkeypatch.setattr(runtime_module, "find_spec", lambda name: None)
     assert choose_runtime("auto", by_name=False).name == "tensorrt-rtx"
 

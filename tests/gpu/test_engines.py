@@ -67,7 +67,8 @@ def test_an_engine_runs_and_agrees(build: Build, runtime: RuntimeName, precision
     manifest = build(precision=precision).artifact.manifest
     parity = manifest.parity[0]
     assert (parity["result"], parity["passed"]) == ("run", True)
-    assert manifest.facts["precision_engine"]["result"] == "read back"
+    read_back = manifest.facts["precision_engine"]
+    assert read_back["result"] in (("not asked",) if precision == "fp32" else ("read back", "not readable"))
     assert manifest.facts["precision_engine"]["layers"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vexport.engine.inspect import NetworkLayer, network_layers, require_precision
-from vexport.engine.messages import first_lines, heard
+from vexport.engine.messages import explain_failure, first_lines, heard
 from vexport.engine.runtime import TensorRT, use_polygraphy
 from vexport.engine.timing import load_timing_cache, save_timing_cache
 from vexport.errors import EngineError, InputError
@@ -60,6 +60,8 @@ class BuildOptions:
             )
         if self.level is not None and not 0 <= self.level <= 5:
             raise InputError(f"--opt-level {self.level} does not exist", hint="give 0 to 5")
+        if self.size is not None and self.size < 1:
+            raise InputError(f"--size {self.size} is no size", hint="give 1 or more")
         if self.memory_mb is not None and self.memory_mb < 1:
             raise InputError(f"--memory-mb {self.memory_mb} is no memory", hint="give 1 or more")
 
@@ -136,7 +138,8 @@ def build_plan(
             job.builder, job.network = _parse(backend, runtime, graph, said)
             layers = network_layers(job.network)
             require_precision(layers, options.precision, kept_fp32 or {})
-            if not runtime.strongly_typed:
+            # A Q/DQ graph says INT8 by its Q/DQ nodes; the types between them are not to be held.
+            if not runtime.strongly_typed and options.precision != "int8":
                 _constrain(runtime, job.network)
             profile = _profile(job.network, options)
             job.config = _configure(backend, runtime, job, options, profile)
@@ -198,6 +201,12 @@ def _parse(backend: Any, runtime: TensorRT, graph: Path, said: list[str]) -> tup
             f"{graph.name} has {network.num_inputs} inputs and {network.num_outputs} outputs",
             hint="only classifiers with one input (images) and one output (class scores) can be built",
         )
+    for tensor in (network.get_input(0), network.get_output(0)):
+        if str(tensor.dtype).rpartition(".")[2] != "FLOAT":
+            raise EngineError(
+                f"{graph.name}: {tensor.name} is {str(tensor.dtype).rpartition('.')[2].lower()}, not float32",
+                hint="give a graph with FP32 input and output, as vexport writes them",
+            )
     return builder, network
 
 
@@ -370,7 +379,7 @@ def _build(backend: Any, job: _Job, monitor: _Monitor, said: list[str], options:
         _wait_for(done)
         raise
     if not result:
-        raise _failed(said, options)
+        raise explain_failure(said, refittable=options.refit or options.strip)
     plan: bytes = result[0]
     return plan
 
@@ -380,16 +389,3 @@ def _wait_for(done: threading.Event) -> None:
     while not done.is_set():
         with contextlib.suppress(KeyboardInterrupt):
             done.wait(0.1)
-
-
-def _failed(said: list[str], options: BuildOptions) -> EngineError:
-    """What to do about a build that failed, from what TensorRT said."""
-    text = " ".join(said)
-    hint = "try --opt-level 3 and the default options, and report it with the graph"
-    if "OutOfMemory" in text or "out of memory" in text.lower():
-        hint = "give more with --memory-mb, or free memory on the GPU"
-    elif options.refit or options.strip:
-        hint = "refittable and stripped engines are compiled at build time: build them on a machine with a GPU"
-    elif "driver" in text.lower() or "cudaError" in text:
-        hint = "building for the GPU at hand needs one with its driver; from any machine: --target a100"
-    return EngineError("TensorRT cannot build the engine", details=first_lines(said), hint=hint)

@@ -75,7 +75,8 @@ class EngineCache:
             told = json.loads(record.read_text(encoding="utf-8"))
             if hash_file(plan) != told["sha256"]:
                 return None
-            os.utime(plan)
+            with contextlib.suppress(OSError):  # a shared cache that may only be read
+                os.utime(plan)
             return CachedPlan(plan, dict(told["facts"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -93,7 +94,11 @@ class EngineCache:
             try:
                 target.hardlink_to(plan)
             except OSError:  # another file system
-                shutil.copyfile(plan, target)
+                try:
+                    shutil.copyfile(plan, target)
+                except OSError:
+                    target.unlink(missing_ok=True)
+                    raise
             write_atomically(record, json.dumps({"sha256": sha256, "facts": dict(facts)}).encode())
             self._prune(keep=target)
 

@@ -17,6 +17,7 @@ _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8"}
 _WANTED = {"fp32": {"fp32"}, "fp16": {"fp16"}, "bf16": {"bf16"}, "int8": {"int8", "fp16", "fp32", "bf16"}}
 # What the formats of an engine's tensors are called in its own report.
 _REPORTED = (
+    ("bfloat16", "bf16"),
     ("fp16", "fp16"),
     ("half", "fp16"),
     ("bf16", "bf16"),
@@ -56,6 +57,7 @@ class EngineLayer:
         inputs, outputs: Types of its tensors, `fp16` and so on.
         formats: Their memory formats, in the engine's words.
         tactic: The kernel, where the engine tells.
+        nodes: The ONNX nodes in it, where the name does not say.
     """
 
     name: str
@@ -64,6 +66,7 @@ class EngineLayer:
     outputs: tuple[str, ...]
     formats: tuple[str, ...]
     tactic: str = ""
+    nodes: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -137,8 +140,7 @@ def require_precision(layers: Sequence[NetworkLayer], precision: str, kept_fp32:
 
 
 def _is_kept(layer: NetworkLayer, kept_fp32: Mapping[str, str]) -> bool:
-    """The parser may append to a node's name, as in `cls.2_bias`."""
-    return any(layer.name == name or layer.name.startswith(f"{name}_") for name in kept_fp32)
+    return layer.name in kept_fp32
 
 
 def parse_engine_layers(report: str) -> tuple[EngineLayer, ...]:
@@ -163,6 +165,7 @@ def _engine_layer(entry: Any) -> EngineLayer:
         outputs=tuple(kinds[len(inputs) :]),
         formats=tuple(dict.fromkeys(formats)),
         tactic=str(entry.get("TacticName", entry.get("TacticValue", ""))),
+        nodes=" ".join(re.split(r"[\x1e\x1f]", str(entry.get("Metadata", "")))),
     )
 
 
@@ -192,11 +195,11 @@ def require_engine_precision(
     for node in nodes:
         if node in kept_fp32:
             continue
-        holders = [layer for layer in layers if _mentions(layer.name, node) and layer.outputs]
+        holders = [layer for layer in layers if layer.outputs and not _moves(layer) and _holds(layer, node)]
         if not holders:
             continue
         seen += 1
-        # A node may have a reformat beside its kernel: one of them in the precision asked for is enough.
+        # The first kernel may take FP32, the last may give it.
         if not any(kind == precision for layer in holders for kind in (*layer.inputs, *layer.outputs)):
             wrong.append(f"{node} ({holders[0].kind}) takes {', '.join(holders[0].inputs)}")
     if wrong:
@@ -206,6 +209,15 @@ def require_engine_precision(
             hint="build it again with --opt-level 5, or with TensorRT 10 or later, where the graph's types are binding",
         )
     return seen
+
+
+def _moves(layer: EngineLayer) -> bool:
+    """Whether a layer only changes formats: those before a kernel that fell back touch the precision asked for."""
+    return layer.kind in ("Reformat", "NoOp") or layer.name.startswith("Reformatting CopyNode")
+
+
+def _holds(layer: EngineLayer, node: str) -> bool:
+    return _mentions(layer.name, node) or _mentions(layer.nodes, node)
 
 
 def _mentions(text: str, node: str) -> bool:

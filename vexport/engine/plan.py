@@ -21,6 +21,10 @@ from vexport.workspace import hash_file, manifest_path, read_manifest, require_f
 _MAGIC = (b"vtrt", b"ftrt", b"ptrt", b"trt\x00")
 
 
+# What an engine's manifest always says.
+_FACTS = frozenset({"precision", "runtime", "targets"})
+
+
 def require_trusted(path: Path, *, trust: bool = False) -> Manifest | None:
     """Refuse a plan that vexport did not write or that was changed since.
 
@@ -37,7 +41,7 @@ def require_trusted(path: Path, *, trust: bool = False) -> Manifest | None:
     """
     require_file(path, "plan")
     manifest = read_manifest(path)
-    if manifest is None or manifest.kind != Engine.kind:
+    if manifest is None or manifest.kind != Engine.kind or not manifest.facts.keys() >= _FACTS:
         if trust:
             return None
         raise EngineError(

@@ -9,6 +9,8 @@ Precision lives in the graph everywhere; on 8.6 flags and layer constraints repe
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,8 +49,8 @@ class TensorRT:
     @property
     def release(self) -> tuple[int, int]:
         """Major and minor version."""
-        major, minor, *_ = (*self.version.split("."), "0")
-        return int(major), int(minor)
+        numbers = [int(number) for number in re.findall(r"\d+", self.version)]
+        return (numbers[0], numbers[1]) if len(numbers) > 1 else (0, 0)
 
     @property
     def strongly_typed(self) -> bool:
@@ -132,7 +134,9 @@ def choose_runtime(wanted: RuntimeName | Literal["auto"], *, by_name: bool) -> T
             )
         return found
     if not by_name and find_spec(MODULES["tensorrt"]) is not None:
-        return describe_runtime("tensorrt")
+        # One that is there but does not load, as a placeholder package does, is passed over.
+        with contextlib.suppress(MissingDependencyError):
+            return describe_runtime("tensorrt")
     return describe_runtime("tensorrt-rtx")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -131,6 +132,7 @@ def build_engine(
     versions = tool_versions("polygraphy")
     done = up_to_date(Engine, path, parent=ready.parent.sha256, options=request, versions=versions)
     if done is not None:
+        done = _proven(done, chosen, devices)
         return BuildResult(done, source.took, True, False, converted, tuple(done.facts["notes"]), ready.path)
     require_clear(path, force=force)
 
@@ -140,11 +142,24 @@ def build_engine(
     with cache.locked(key):
         found = cache.find(key) if use_cache else None
         if found is not None:
-            artifact = _publish(job, lambda file: _link(found.path, file), found.facts)
-            return BuildResult(artifact, source.took, False, True, converted, tuple(notes), ready.path)
+            # Another process may throw it out of the cache meanwhile: then it is built.
+            with contextlib.suppress(FileNotFoundError):
+                artifact = _publish(job, lambda file: _link(found.path, file), found.facts)
+                return BuildResult(artifact, source.took, False, True, converted, tuple(notes), ready.path)
         artifact = _build(job, on_progress)
         cache.store(key, artifact.path, artifact.sha256, artifact.facts["build"])
     return BuildResult(artifact, source.took, False, False, converted, tuple(notes), ready.path)
+
+
+def _proven(engine: Engine, runtime: TensorRT, devices: list[Device]) -> Engine:
+    """An engine that was built where it could not run is proven now, where it can."""
+    from vexport.engine.plan import why_not_here
+    from vexport.pipeline.prove_engine import prove_pending
+
+    if why_not_here(engine.manifest, runtime.version, devices):
+        return engine
+    manifest = prove_pending(engine.path)
+    return replace(engine, manifest=manifest) if manifest else engine
 
 
 @dataclass(frozen=True)
@@ -239,7 +254,14 @@ def _fit_fixed_batch(
         return asked
     from vexport.graph.inspect import read_graph
 
-    first = read_graph(ready.path, with_weights=False).graph.input[0].type.tensor_type.shape.dim[0]
+    graph = read_graph(ready.path, with_weights=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    axes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights]
+    if len(axes) != 1 or len(axes[0]) != 4:
+        raise InputError(
+            f"{ready.path} does not take one batch of images", hint="one input with 4 axes: images, channels, H and W"
+        )
+    first = axes[0][0]
     if not first.HasField("dim_value") or first.dim_value < 1:
         return asked
     batch = first.dim_value

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vexport.artifacts import Manifest
-from vexport.errors import ParityError
+from vexport.errors import ParityError, PrecisionError
 from vexport.workspace import hash_file, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -54,7 +54,15 @@ def prove_engine(
     ):
         layers = parse_engine_layers(runner.report())
         kept = facts.get("kept_fp32", {})
-        seen = 0 if precision == "fp32" else require_engine_precision(layers, _nodes(graph), precision, kept)
+        nodes = _nodes(graph)
+        # Which nodes of a Q/DQ graph are INT8 is the graph's choice: the network's gate has asked for that.
+        gated = precision in ("fp16", "bf16")
+        seen = require_engine_precision(layers, nodes, precision, kept) if gated else 0
+        if gated and nodes and not seen and not runtime.strongly_typed:
+            raise PrecisionError(
+                "the engine does not say in which precision its layers compute",
+                hint="use TensorRT 10 or later, where the graph's types are binding",
+            )
         least, most = runner.batch_range
         sizes = tuple(n for n in BATCHES if least <= n <= most) or (least,)
         channels, height, width = (side or 0 for side in runner.input_shape[1:])
@@ -68,7 +76,13 @@ def prove_engine(
             details=[f"max|y - y'| / max|y| is {parity.max_rel:.2e}, the tolerance {parity.tolerance:.0e}"],
             hint="try another --opt-level, or --bf16 or --fp32",
         )
-    read_back = {"result": "read back", "nodes_seen": seen, "layers": [layer.to_json() for layer in layers]}
+    result = "read back" if seen else "not readable" if gated else "not asked"
+    read_back = {
+        "result": result,
+        "nodes_seen": seen,
+        "nodes": len(nodes),
+        "layers": [layer.to_json() for layer in layers],
+    }
     return read_back, entry
 
 
@@ -116,6 +130,8 @@ def prove_pending(plan: Path) -> Manifest | None:
     ):
         return None
     graph = plan.with_name(manifest.parent.name)
+    if hash_file(plan) != manifest.sha256:
+        return None  # trusted by the user, but not what the manifest is about
     if not graph.is_file() or hash_file(graph) != manifest.parent.sha256:
         return None
     read_back, entry = prove_engine(plan, graph, describe_runtime(manifest.facts["runtime"]["name"]), manifest)

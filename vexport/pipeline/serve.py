@@ -51,7 +51,7 @@ def write_triton(engine: Engine, graph: Path, folder: Path, *, force: bool = Fal
     with mapped_os_errors(target):
         _require_ours(target, force)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".vexport-", dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".vexport-", dir=folder.absolute().parent) as scratch:
             draft = Path(scratch) / name
             (draft / "1").mkdir(parents=True)
             if as_plan:
@@ -166,7 +166,7 @@ def _require_ours(target: Path, force: bool) -> None:
 
 def _swap(draft: Path, target: Path) -> None:
     """Put a folder where another may be: the old one steps aside until the new one stands."""
-    aside = draft.with_name("replaced")
+    aside = draft.with_name(".replaced")
     if target.exists():
         target.rename(aside)
     try:

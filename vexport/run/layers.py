@@ -11,6 +11,7 @@ import numpy as np
 
 from vexport.errors import EngineError, InputError
 from vexport.run.runner import Array
+from vexport.workspace import read_manifest
 
 Tensors = dict[str, Array]
 
@@ -73,7 +74,8 @@ def compare_layers(a: Path, b: Path, images: Array, *, trust: bool = False) -> l
     if not common:
         raise InputError(f"{a.name} and {b.name} have no tensor in common", hint="compare artifacts of one network")
     left = _graph_tensors(a, common)(images)
-    right = (_graph_tensors if other == b else _engine_tensors)(other, common)(images)
+    run = _graph_tensors(other, common) if other == b else _engine_tensors(b, other, common)
+    right = run(images)
     return [_agreement(name, operators.get(name, ""), left[name], right[name]) for name in common]
 
 
@@ -136,14 +138,16 @@ def _graph_of(engine: Path, trust: bool) -> Path:
     return require_graph_beside(engine, manifest)
 
 
-def _engine_tensors(graph: Path, names: Sequence[str]) -> Callable[[Array], Tensors]:
+def _engine_tensors(engine: Path, graph: Path, names: Sequence[str]) -> Callable[[Array], Tensors]:
     """Build a graph with these tensors as outputs for the GPU at hand, and run it."""
-    from vexport.engine.runtime import choose_runtime, use_polygraphy
+    from vexport.engine.runtime import describe_runtime, use_polygraphy
     from vexport.engine.target import find_devices
 
     if not find_devices():
         raise EngineError("the layers of an engine need a GPU with a driver", hint="compare the graphs instead")
-    runtime = choose_runtime("auto", by_name=False)
+    manifest = read_manifest(engine)
+    assert manifest is not None
+    runtime = describe_runtime(manifest.facts["runtime"]["name"])
     backend = use_polygraphy(runtime)
 
     def run(images: Array) -> Tensors:
@@ -157,7 +161,8 @@ def _engine_tensors(graph: Path, names: Sequence[str]) -> Callable[[Array], Tens
 
             config = CreateConfigRTX(use_gpu=True, profiles=[profile])
         else:
-            flags = {} if runtime.strongly_typed else {"fp16": True}
+            half = manifest.facts["precision"] == "fp16" and not runtime.strongly_typed
+            flags = {"fp16": True} if half else {}
             config = backend.CreateConfig(profiles=[profile], **flags)
         with backend.TrtRunner(backend.engine_from_network((builder, network), config=config)) as runner:
             answers = runner.infer({source: images}, check_inputs=False)
