@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -173,6 +174,22 @@ def test_a_fixed_batch_is_the_profile(invoke: Invoke, folder: Path) -> None:
     assert told["manifest"]["facts"]["profile"]["max"] == [2, 3, 8, 8]
 
 
+def test_a_batch_to_tune_for_is_enough(invoke: Invoke, graph: Path) -> None:
+    result = invoke("trt", "--opt-batch", "16", *A100)
+    assert result.exit_code == 0, result.output
+    assert [side[0] for side in read_manifest(ENGINE).facts["profile"].values()] == [1, 16, 16]
+
+
+def test_layers_whose_weights_suffer_are_named(invoke: Invoke, folder: Path) -> None:
+    big, small = weight("big"), weight("small", inputs=4)
+    big.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(big) * np.float32(1e5), "big"))
+    small.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(small) * np.float32(1e-9), "small"))
+    path = small_graph(folder / "wide.onnx", conv("a", "input", "big"), conv("b", "a", "small"), tensors=(big, small))
+    result = invoke("trt", path, *A100)
+    assert re.search(r"^  a: of 12 values \d+ overflow, 0 become 0; the largest is", result.stdout, re.M), result.output
+    assert re.search(r"^  b: of 16 values 0 overflow, 16 become 0; the largest is", result.stdout, re.M)
+
+
 def test_a_layer_in_the_wrong_precision_fails_with_its_name(invoke: Invoke, folder: Path) -> None:
     to = {"fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}
     nodes = (
@@ -188,7 +205,7 @@ def test_a_layer_in_the_wrong_precision_fails_with_its_name(invoke: Invoke, fold
     onnx.save(model, graph)
     result = invoke("trt", graph, "--fp16", *A100)
     assert result.exit_code == 3, result.output
-    assert "1 of 2 computing layers are not fp16" in result.stderr
+    assert "1 of 2 layers that calculate are not fp16" in result.stderr
     assert "fell.back (convolution) is fp32" in result.stderr
     assert not list(folder.rglob("*.engine"))
 

@@ -156,3 +156,28 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, b"new")
     assert (path.read_bytes(), sorted(p.name for p in tmp_path.iterdir())) == (b"old", ["a.engine"])
+
+
+def test_who_waits_is_told(tmp_path: Path) -> None:
+    waited: list[str] = []
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with EngineCache(tmp_path).locked("key"):
+            held.set()
+            go.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(30)
+
+    def told() -> None:
+        waited.append("waiting")
+        go.set()
+
+    with EngineCache(tmp_path).locked("key", told):
+        assert waited == ["waiting"]
+    thread.join()
+    with EngineCache(tmp_path).locked("key", lambda: waited.append("again")):
+        pass
+    assert waited == ["waiting"]

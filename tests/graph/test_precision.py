@@ -16,6 +16,7 @@ from vexport.graph.precision import (
     convert_precision,
     emulate_half,
     graph_precision,
+    lift_constants,
     overflowing_nodes,
     weight_ranges,
 )
@@ -355,6 +356,21 @@ def test_a_weight_that_overflows_is_the_reason_given() -> None:
         "a1": "weight w1 reaches 7e+04",
     }
     assert overflowing_nodes(model, {}, 7e4) == {}
+
+
+def test_a_weight_in_a_constant_node_counts_as_one(images: np.ndarray) -> None:
+    model = chain(1, 1)
+    set_weight(model, 1, np.array([-7e4, *[0.5] * 15], np.float32))
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == "w1"]
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["w1"], name="constant", value=tensor))
+    model.graph.initializer.remove(tensor)
+    lifted = lift_constants(model)
+    assert [node.op_type for node in model.graph.node].count("Constant") == 1
+    assert overflowing_nodes(lifted, {}, 65504) == {"a1": "weight w1 reaches 7e+04"}
+    assert {row.tensor: row.overflow for row in weight_ranges(lifted, "fp16")} == {"w0": 0, "w1": 1}
+    np.testing.assert_array_equal(run(lifted, images), run(model, images))
+    half = convert_precision(lifted, "fp16", keep=["a1"])
+    np.testing.assert_allclose(run(half, images), run(model, images), rtol=0.02)
 
 
 def test_the_bf16_emulation_is_rounding_by_hand(images: np.ndarray) -> None:

@@ -41,6 +41,9 @@ def bench(
     duration: Annotated[float, typer.Option(metavar="S", help="Measured seconds per candidate.")] = 5.0,
     baselines: Annotated[bool, typer.Option(help="Put ResNet-50 and Swin-T beside full-size networks.")] = True,
     eager: Annotated[bool, typer.Option(help="Put eager PyTorch beside ONNX Runtime.")] = True,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Let engines replay their launches as CUDA graphs.")
+    ] = False,
     trust: TrustOpt = False,
     force: ForceOpt = False,
     workspace: WorkspaceOpt = DEFAULT_WORKSPACE,
@@ -63,6 +66,7 @@ def bench(
             eager=eager,
             force=force,
             trust=trust,
+            cuda_graph=cuda_graph,
             on_step=update,
         )
     if as_json:

@@ -55,6 +55,8 @@ def check(
     else:
         for name in result.proven:
             remark(f"{name} is proven against its graph now, for the first time; its manifest says so")
+        for text in result.unproven:
+            remark(f"note: {text}")
         if result.layers is not None:
             rows = [
                 [

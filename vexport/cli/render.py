@@ -55,7 +55,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 @contextmanager
 def progress(as_json: bool = False) -> Iterator[Update]:
     """A progress bar on standard error while the block runs; none where that is not a terminal."""
-    if as_json or not sys.stderr.isatty():
+    # A closed standard error (2>&-) is None.
+    if as_json or sys.stderr is None or not sys.stderr.isatty():
         yield lambda text, share=None: None
         return
     from rich.console import Console

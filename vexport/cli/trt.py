@@ -22,6 +22,9 @@ from vexport.cli.render import print_json, progress, remark, short_hash, size
 if TYPE_CHECKING:
     from vexport.pipeline.build import BuildResult, Precision
 
+# Layers whose weights suffer: as many are shown.
+LISTED = 8
+
 
 def trt(
     graph: Annotated[
@@ -48,9 +51,16 @@ def trt(
     runtime: Annotated[Literal["auto", "tensorrt", "tensorrt-rtx"], typer.Option(help="Which TensorRT.")] = "auto",
     model: ModelOpt = None,
     weights: WeightsOpt = None,
-    min_batch: Annotated[int, typer.Option(metavar="N", help="Least batch that the engine takes.")] = 1,
-    opt_batch: Annotated[int, typer.Option(metavar="N", help="Batch that it is tuned for.")] = 1,
-    max_batch: Annotated[int, typer.Option(metavar="N", help="Largest batch that it takes.")] = 8,
+    min_batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Least batch that the engine takes: 1.", show_default=False)
+    ] = None,
+    opt_batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Batch that it is tuned for: the least one.", show_default=False)
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Largest batch that it takes: 8, or what is tuned for.", show_default=False),
+    ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
@@ -76,7 +86,9 @@ def trt(
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="For every GPU from Ampere on.")
     ] = False,
-    refit: Annotated[bool, typer.Option("--refit", help="Its weights can be replaced.")] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Its weights can be replaced, by TensorRT's Refitter.")
+    ] = False,
     strip: Annotated[
         bool, typer.Option("--strip", help="Leave the weights out, to be refitted from the graph.")
     ] = False,
@@ -179,6 +191,14 @@ def _render_converted(result: BuildResult) -> None:
         f"{graph.precision.upper()} weights: {values} values, {lost['overflow']} overflow, "
         f"{lost['underflow']} become 0, {lost['subnormal']} lose bits; largest activation {facts['max_activation']:.4g}"
     )
+    hurt = [row for row in facts["weights"] if row["overflow"] or row["underflow"]]
+    for row in sorted(hurt, key=lambda row: (row["overflow"], row["underflow"]), reverse=True)[:LISTED]:
+        typer.echo(
+            f"  {row['node'] or row['tensor']}: of {row['values']} values {row['overflow']} overflow, "
+            f"{row['underflow']} become 0; the largest is {row['max_abs']:.4g}"
+        )
+    if len(hurt) > LISTED:
+        typer.echo(f"  and {len(hurt) - LISTED} more layers: {graph.path.name}.json lists them all")
     for node, reason in facts["kept_fp32"].items():
         typer.echo(f"  kept in FP32: {node}: {reason}")
     for entry in graph.manifest.parity:

@@ -13,6 +13,7 @@ from typing import Any
 from vexport.engine.inspect import NetworkLayer, network_layers, require_precision
 from vexport.engine.messages import explain_failure, first_lines, heard
 from vexport.engine.runtime import TensorRT, use_polygraphy
+from vexport.engine.strict import allow_tf32, constrain_types, precision_flags
 from vexport.engine.timing import load_timing_cache, save_timing_cache
 from vexport.errors import EngineError, InputError
 
@@ -27,7 +28,8 @@ class BuildOptions:
     Args:
         precision: Of the graph: `fp32`, `fp16`, `bf16` or `int8`.
         targets: Compute capabilities (80 for 8.0); none for the GPU at hand.
-        min_batch, opt_batch, max_batch: The profile: what the engine takes, and what it is tuned for.
+        min_batch, opt_batch, max_batch: The profile: what the engine takes, and what it is tuned for. What is None
+            follows the others, see `batches`.
         size: Height and width, for a graph that leaves them open.
         memory_mb: Limit of the builder's workspace pool, in MiB; None leaves TensorRT's.
         level: Builder optimisation level, 0 to 5; None leaves TensorRT's.
@@ -40,9 +42,9 @@ class BuildOptions:
 
     precision: str
     targets: tuple[int, ...] = ()
-    min_batch: int = 1
-    opt_batch: int = 1
-    max_batch: int = 8
+    min_batch: int | None = None
+    opt_batch: int | None = None
+    max_batch: int | None = None
     size: int | None = None
     memory_mb: int | None = None
     level: int | None = None
@@ -53,9 +55,10 @@ class BuildOptions:
     strip: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
+        least, tuned, most = self.batches
+        if not 1 <= least <= tuned <= most:
             raise InputError(
-                f"batches {self.min_batch}, {self.opt_batch}, {self.max_batch} are no profile",
+                f"batches {least}, {tuned}, {most} are no profile",
                 hint="give 1 <= --min-batch <= --opt-batch <= --max-batch",
             )
         if self.level is not None and not 0 <= self.level <= 5:
@@ -65,8 +68,18 @@ class BuildOptions:
         if self.memory_mb is not None and self.memory_mb < 1:
             raise InputError(f"--memory-mb {self.memory_mb} is no memory", hint="give 1 or more")
 
+    @property
+    def batches(self) -> tuple[int, int, int]:
+        """Least, tuned and largest batch: 1, 1 and 8 where nothing is asked, else the nearest to it that holds."""
+        asked = [batch for batch in (self.min_batch, self.opt_batch, self.max_batch) if batch is not None]
+        least = self.min_batch if self.min_batch is not None else 1
+        tuned = self.opt_batch if self.opt_batch is not None else least
+        return least, tuned, self.max_batch if self.max_batch is not None else max(8, *asked, 1)
+
     def to_json(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        least, tuned, most = self.batches
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return plain | {"min_batch": least, "opt_batch": tuned, "max_batch": most}
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ def build_plan(
         graph: The .onnx file, in the precision asked for.
         options: What is asked.
         runtime: Which TensorRT.
-        kept_fp32: Nodes that stay in FP32 on purpose, with the reason.
+        kept_fp32: Nodes that stay in FP32 on purpose, with the reason; None where that is not known.
         timing_cache: File of measured kernels, read before and merged after; None: none.
         on_progress: Told what the builder does and the share that is done.
 
@@ -137,10 +150,10 @@ def build_plan(
             on_progress("parsing the graph", None)
             job.builder, job.network = _parse(backend, runtime, graph, said)
             layers = network_layers(job.network)
-            require_precision(layers, options.precision, kept_fp32 or {})
+            require_precision(layers, options.precision, kept_fp32)
             # A Q/DQ graph says INT8 by its Q/DQ nodes; the types between them are not to be held.
             if not runtime.strongly_typed and options.precision != "int8":
-                _constrain(runtime, job.network)
+                constrain_types(runtime, job.network)
             profile = _profile(job.network, options)
             job.config = _configure(backend, runtime, job, options, profile)
             monitor = _attach_monitor(runtime, job.config, on_progress)
@@ -228,7 +241,8 @@ def _profile(network: Any, options: BuildOptions) -> dict[str, list[int]]:
     batch, sides = shape[0], shape[2:]
     if len(shape) != 4 or shape[1] < 1:
         raise InputError(f"the graph's input {shape} is no batch of images", hint="it has 4 axes, channels fixed")
-    if batch > 0 and (options.min_batch, options.max_batch) != (batch, batch):
+    least, tuned, most = options.batches
+    if batch > 0 and (least, most) != (batch, batch):
         raise InputError(
             f"the graph's batch is fixed to {batch}",
             hint=f"give --min-batch {batch} --opt-batch {batch} --max-batch {batch}, or export it with an open batch",
@@ -238,8 +252,7 @@ def _profile(network: Any, options: BuildOptions) -> dict[str, list[int]]:
     if options.size is not None and any(side > 0 and side != options.size for side in sides):
         raise InputError(f"the graph's input is fixed to {sides[0]}x{sides[1]}", hint="leave --size out")
     rest = [shape[1], *(side if side > 0 else options.size or 0 for side in sides)]
-    batches = {"min": options.min_batch, "opt": options.opt_batch, "max": options.max_batch}
-    return {name: [count, *rest] for name, count in batches.items()}
+    return {name: [count, *rest] for name, count in (("min", least), ("opt", tuned), ("max", most))}
 
 
 def _configure(backend: Any, runtime: TensorRT, job: _Job, options: BuildOptions, profile: dict[str, list[int]]) -> Any:
@@ -272,7 +285,9 @@ def _configure(backend: Any, runtime: TensorRT, job: _Job, options: BuildOptions
             )
             config = CreateConfigRTX(**where, **common)(job.builder, job.network)
         else:
-            config = backend.CreateConfig(**_flags(runtime, options), **common)(job.builder, job.network)
+            config = backend.CreateConfig(**precision_flags(runtime, options.precision), **common)(
+                job.builder, job.network
+            )
     except PolygraphyException as error:
         raise EngineError(
             f"{runtime.name} {runtime.version} refuses these options",
@@ -282,33 +297,8 @@ def _configure(backend: Any, runtime: TensorRT, job: _Job, options: BuildOptions
     if hasattr(trt, "PreviewFeature") and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
         # 8.6: several contexts, one per thread, use one profile; later versions always allow it.
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
-    # On by default in both; FP32 that is silently rounded to 10 bits would not be FP32.
-    if hasattr(trt.BuilderFlag, "TF32"):
-        (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    allow_tf32(runtime, config, options.tf32)
     return config
-
-
-def _flags(runtime: TensorRT, options: BuildOptions) -> dict[str, Any]:
-    """What a weakly typed network needs: the flags that allow the graph's types, and that they be obeyed."""
-    if runtime.strongly_typed or options.precision == "fp32":
-        return {}
-    # Q/DQ graphs have FP16 or FP32 layers in between: INT8 alone would leave those in FP32.
-    return {"fp16": True, "int8": options.precision == "int8", "precision_constraints": "obey"}
-
-
-# Layers that compute nothing: their types are what they were made for.
-_UNCONSTRAINED = frozenset({"CONSTANT", "SHAPE", "CAST", "IDENTITY"})
-
-
-def _constrain(runtime: TensorRT, network: Any) -> None:
-    """Weakly typed networks: hold every computing layer to the type that the graph gives it."""
-    trt = runtime.load()
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        kinds = {layer.get_output(at).dtype for at in range(layer.num_outputs)}
-        kind = next(iter(kinds)) if len(kinds) == 1 else None
-        if kind in (trt.float16, trt.float32) and str(layer.type).rpartition(".")[2] not in _UNCONSTRAINED:
-            layer.precision = kind
 
 
 class _Monitor:

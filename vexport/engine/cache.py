@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,17 +55,28 @@ class EngineCache:
         self._limit_bytes = limit_bytes
 
     @contextmanager
-    def locked(self, key: str) -> Iterator[None]:
+    def locked(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Let one process at a time build what has this key: the second then finds it built.
 
-        A cache folder that cannot be written costs the lock, not the engine.
+        A cache folder that cannot be written costs the lock, not the engine. The lock's file stays: whoever deletes it
+        takes it from under a process that waits.
+
+        Args:
+            key: Of the request.
+            on_wait: Called once where another process builds it.
         """
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
 
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 self._folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(FileLock(self._folder / f"{key}.lock"))
+                lock = FileLock(self._folder / f"{key}.lock")
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    on_wait()
+                    lock.acquire()
+                stack.callback(lock.release)
             yield
 
     def find(self, key: str) -> CachedPlan | None:

@@ -13,6 +13,20 @@ from vexport.errors import PrecisionError
 
 # Layers that do the arithmetic; the others move, shape or scale what these give.
 COMPUTING = frozenset({"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "FULLY_CONNECTED", "EINSUM", "ATTENTION"})
+# Layers that calculate with what those give, and cost time in FP32 or a conversion on either side.
+ARITHMETIC = COMPUTING | {
+    "ACTIVATION",
+    "ELEMENTWISE",
+    "LRN",
+    "NORMALIZATION",
+    "PARAMETRIC_RELU",
+    "POOLING",
+    "REDUCE",
+    "RESIZE",
+    "SCALE",
+    "SOFTMAX",
+    "UNARY",
+}
 _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8"}
 _WANTED = {"fp32": {"fp32"}, "fp16": {"fp16"}, "bf16": {"bf16"}, "int8": {"int8", "fp16", "fp32", "bf16"}}
 # What the formats of an engine's tensors are called in its own report.
@@ -108,28 +122,32 @@ def count_precisions(layers: Iterable[NetworkLayer]) -> dict[str, dict[str, int]
     return {kind: dict(counts) for kind, counts in found.items()}
 
 
-def require_precision(layers: Sequence[NetworkLayer], precision: str, kept_fp32: Mapping[str, str]) -> None:
-    """Refuse a network in which a computing layer has not the precision asked for.
+def require_precision(
+    layers: Sequence[NetworkLayer], precision: str, kept_fp32: Mapping[str, str] | None = None
+) -> None:
+    """Refuse a network in which a layer has not the precision asked for.
 
     In a strongly typed network these types are binding for the builder, so this holds for the engine too.
 
     Args:
         layers: Of the network.
         precision: Asked for.
-        kept_fp32: Nodes that stay in FP32 on purpose.
+        kept_fp32: Nodes that stay in FP32 on purpose. None where that is not known, for a graph that others made:
+            they may have left normalisation in FP32, so convolutions and matrix products only are held to it.
 
     Raises:
         PrecisionError: with the layers' names; or nothing computes in INT8 where that was asked.
     """
-    computing = [layer for layer in layers if layer.kind in COMPUTING]
+    held = [layer for layer in floating(layers) if layer.kind in (COMPUTING if kept_fp32 is None else ARITHMETIC)]
     wrong = [
         layer
-        for layer in computing
-        if layer.precision not in _WANTED[precision] and not (layer.precision == "fp32" and _is_kept(layer, kept_fp32))
+        for layer in held
+        if layer.precision not in _WANTED[precision]
+        and not (layer.precision == "fp32" and _is_kept(layer, kept_fp32 or {}))
     ]
     if wrong:
         raise PrecisionError(
-            f"{len(wrong)} of {len(computing)} computing layers are not {precision}",
+            f"{len(wrong)} of {len(held)} layers that calculate are not {precision}",
             details=[f"{layer.name} ({layer.kind.lower()}) is {layer.precision}" for layer in wrong[:8]],
             hint=f"give the FP32 graph and --{precision}, so that it is converted whole",
         )
@@ -140,7 +158,8 @@ def require_precision(layers: Sequence[NetworkLayer], precision: str, kept_fp32:
 
 
 def _is_kept(layer: NetworkLayer, kept_fp32: Mapping[str, str]) -> bool:
-    return layer.name in kept_fp32
+    """By its node's name; the parser numbers further layers that it makes of one node, as in `fc_3`."""
+    return layer.name in kept_fp32 or re.sub(r"_\d+$", "", layer.name) in kept_fp32
 
 
 def parse_engine_layers(report: str) -> tuple[EngineLayer, ...]:

@@ -43,6 +43,10 @@ def refit_engine(engine: Any, runtime: TensorRT, graph: Path) -> None:
         raise EngineError("the engine is not refittable", hint="build it with --refit")
     backend = use_polygraphy(runtime)
     trt = runtime.load()
+    if not hasattr(trt, "OnnxParserRefitter"):
+        raise EngineError(
+            f"{runtime.name} {runtime.version} does not refit from a graph", hint="install TensorRT 10 or later"
+        )
     with heard() as said:
         logger = backend.get_trt_logger()
         refitter = trt.Refitter(engine, logger)

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir
 from onnx import TensorProto, helper, numpy_helper
-from onnx_ir.passes.common import TopologicalSortPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, TopologicalSortPass
 
 from vexport.errors import ExportError
 from vexport.graph.opset import set_opset
@@ -87,6 +87,17 @@ def weight_ranges(model: onnx.ModelProto, precision: HalfPrecision) -> list[Weig
             )
         )
     return found
+
+
+def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with its Constant nodes as initializers: weights are then in one place.
+
+    Args:
+        model: Any graph; not changed.
+    """
+    lifted = onnx_ir.from_proto(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(lifted)
+    return onnx_ir.to_proto(lifted)
 
 
 def overflowing_nodes(model: onnx.ModelProto, max_abs: dict[str, float], limit: float) -> dict[str, str]:

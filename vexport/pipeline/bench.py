@@ -59,6 +59,7 @@ def measure_latency(
     eager: bool = True,
     force: bool = False,
     trust: bool = False,
+    cuda_graph: bool = False,
     on_step: Callable[[str, float | None], None] = lambda _text, _share: None,
 ) -> BenchOutcome:
     """Time artifacts in turns and write the raw samples to `bench.json` in the workspace.
@@ -76,6 +77,7 @@ def measure_latency(
         eager: Whether eager PyTorch stands beside ONNX Runtime.
         force: Overwrite a `bench.json` that vexport did not write.
         trust: Open engines that vexport did not write.
+        cuda_graph: Let engines replay their launches as CUDA graphs.
         on_step: Told what is going on, and the share that is done where it is known.
 
     Raises:
@@ -98,7 +100,7 @@ def measure_latency(
         for path in paths:
             # The network behind a graph may have been named itself.
             known = {(case.artifact_sha256, case.backend) for case, _ in candidates}
-            opened = _open(path, workspace, batch, threads, eager, stack, trust=trust)
+            opened = _open(path, workspace, batch, threads, eager, stack, trust=trust, cuda_graph=cuda_graph)
             candidates += [pair for pair in opened if (pair[0].artifact_sha256, pair[0].backend) not in known]
         if baselines and any(case.input_size == FULL_SIZE for case, _ in candidates):
             present = {case.network for case, _ in candidates}
@@ -110,7 +112,7 @@ def measure_latency(
         settings = {**clock.settings(), "batch": batch, "threads": threads, "runners": _describe(candidates)}
         report = make_report(measured, environment=describe_environment(), settings=settings)
     facts = {"rows": [row.to_json() for row in report.rows]}
-    options = {"batch": batch, "threads": threads, "duration_s": duration_s}
+    options = {"batch": batch, "threads": threads, "duration_s": duration_s, "cuda_graph": cuda_graph}
     with stage(target, force=force) as staging:
         staging.path.write_text(json.dumps(report.to_json()) + "\n", encoding="utf-8")
         artifact = staging.publish(
@@ -196,11 +198,12 @@ def _open(
     stack: ExitStack,
     *,
     trust: bool = False,
+    cuda_graph: bool = False,
 ) -> list[tuple[Case, Runner]]:
     """The runners of one artifact: the backend that runs it, and eager PyTorch beside a graph."""
     from vexport.run import open_runner
 
-    runner = stack.enter_context(open_runner(path, threads=threads, trust=trust))
+    runner = stack.enter_context(open_runner(path, threads=threads, trust=trust, cuda_graph=cuda_graph))
     runners = [(runner, hash_file(path))]
     manifest = read_manifest(path)
     if eager and path.suffix == ".onnx" and manifest is not None:

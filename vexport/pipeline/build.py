@@ -124,7 +124,7 @@ def build_engine(
         on_step=lambda text: on_progress(text, None),
     )
     ready, converted = _in_precision(source, precision, workspace, images, force, on_progress)
-    asked = _fit_fixed_batch(asked, options, converted, ready)
+    asked = _fit_fixed_batch(asked, ready)
     place = name_targets(wanted or (devices[0].capability,))
     path = output or workspace.root / f"{source.stem}.{precision}.{place}.engine"
     device = None if wanted else {"name": devices[0].name, "capability": devices[0].capability}
@@ -139,7 +139,7 @@ def build_engine(
     key = cache_key(parent=ready.parent.sha256, options=request, versions=versions)
     cache = EngineCache(default_folder())
     job = _Job(ready, asked, chosen, path, request, versions, tuple(notes), devices, force)
-    with cache.locked(key):
+    with cache.locked(key, lambda: on_progress("waiting for another build of this engine", None)):
         found = cache.find(key) if use_cache else None
         if found is not None:
             # Another process may throw it out of the cache meanwhile: then it is built.
@@ -246,11 +246,9 @@ def _in_precision(
     return GraphSource(graph.path, graph.as_parent(), precision, facts, source.took), converted
 
 
-def _fit_fixed_batch(
-    asked: BuildOptions, options: BuildOptions | None, converted: ConvertResult | None, ready: GraphSource
-) -> BuildOptions:
+def _fit_fixed_batch(asked: BuildOptions, ready: GraphSource) -> BuildOptions:
     """Where nothing was asked and the graph fixes its batch, the profile is that batch."""
-    if options is not None and (options.min_batch, options.opt_batch, options.max_batch) != (1, 1, 8):
+    if (asked.min_batch, asked.opt_batch, asked.max_batch) != (None, None, None):
         return asked
     from vexport.graph.inspect import read_graph
 

@@ -28,6 +28,7 @@ class CheckResult:
         parity: The figures.
         layers: The same, tensor by tensor, where asked for.
         proven: Engines that were proven against their graphs just now, for the first time.
+        unproven: Engines that still are not, with what is missing.
     """
 
     a: Path
@@ -38,6 +39,7 @@ class CheckResult:
     parity: Parity
     layers: tuple[LayerAgreement, ...] | None = None
     proven: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +49,7 @@ class CheckResult:
             "parity": self.parity.to_json(),
             "layers": [layer.to_json() for layer in self.layers] if self.layers is not None else None,
             "proven": list(self.proven),
+            "unproven": list(self.unproven),
         }
 
     def require_passed(self) -> None:
@@ -81,7 +84,7 @@ def check_parity(
     """Compare the answers of two artifacts on the same images.
 
     An engine that has not been proven yet, because it was built on a machine that could not run it, is first proven
-    against its graph where that lies beside it, and its manifest completed.
+    against its graph where that lies beside it or is the other artifact, and its manifest completed.
 
     Args:
         a: The reference: a checkpoint in either form, a graph or an engine.
@@ -101,7 +104,7 @@ def check_parity(
     from vexport.run.compare import TOLERANCES, compare, random_batches
     from vexport.run.images import load_images
 
-    proven = tuple(path.name for path in (a, b) if _prove_first(path, trust))
+    proven, unproven = _prove_first((a, b), trust)
     size = _fixed_size(a) or _fixed_size(b)
     with (
         open_runner(a, weights_from=weights_from, model=model, input_size=size, trust=trust) as first,
@@ -134,6 +137,7 @@ def check_parity(
             parity,
             by_layer,
             proven,
+            unproven,
         )
 
 
@@ -141,15 +145,26 @@ def _is_engine(path: Path) -> bool:
     return path.suffix.lower() in (".engine", ".plan")
 
 
-def _prove_first(path: Path, trust: bool) -> bool:
-    """Whether an engine was proven just now, for the first time on a machine that can run it."""
-    if not _is_engine(path):
-        return False
+def _prove_first(pair: tuple[Path, Path], trust: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Engines that were proven just now, for the first time on a machine that can run them; and those that were not."""
     from vexport.engine.plan import open_plan
-    from vexport.pipeline.prove_engine import prove_pending
+    from vexport.pipeline.prove_engine import is_pending, prove_pending
 
-    open_plan(path, trust=trust)
-    return prove_pending(path) is not None
+    proven, unproven = [], []
+    for path in filter(_is_engine, pair):
+        open_plan(path, trust=trust)
+        graphs = [other for other in pair if other.suffix.lower() == ".onnx"]
+        if prove_pending(path, graphs) is not None:
+            proven.append(path.name)
+        elif is_pending(path):
+            manifest = read_manifest(path)
+            assert manifest is not None
+            assert manifest.parent is not None
+            unproven.append(
+                f"{path.name} is still not proven against the graph that it was built from: put "
+                f"{manifest.parent.name} (sha256 {manifest.parent.sha256[:12]}) beside it"
+            )
+    return tuple(proven), tuple(unproven)
 
 
 def _fixed_size(path: Path) -> tuple[int, int, int] | None:

@@ -91,11 +91,17 @@ def convert_graph(
     require_clear(target, force=force)
 
     from vexport.graph.inspect import count_operators, count_parameters, read_graph
-    from vexport.graph.precision import convert_precision, largest, overflowing_nodes, weight_ranges
+    from vexport.graph.precision import (
+        convert_precision,
+        largest,
+        lift_constants,
+        overflowing_nodes,
+        weight_ranges,
+    )
     from vexport.graph.write import write_graph
     from vexport.run.ranges import measure_ranges
 
-    model = read_graph(source.path)
+    model = lift_constants(read_graph(source.path))
     _require_named(model)
     batches = _batches(source, images)
     on_step("measuring activations")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,14 +109,26 @@ def _nodes(graph: Path) -> list[str]:
     ]
 
 
-def prove_pending(plan: Path) -> Manifest | None:
+def is_pending(plan: Path) -> bool:
+    """Whether an engine still awaits the machine that can prove it."""
+    manifest = read_manifest(plan)
+    return (
+        manifest is not None
+        and manifest.parent is not None
+        and bool(manifest.parity)
+        and all(entry.get("result") == "not run" for entry in manifest.parity)
+    )
+
+
+def prove_pending(plan: Path, graphs: Sequence[Path] = ()) -> Manifest | None:
     """The first time that an engine built elsewhere is on a machine that can run it: prove it and record that.
 
     Args:
         plan: The plan, trusted already.
+        graphs: Where its graph may be, besides beside it; it is known by its hash.
 
     Returns:
-        The new manifest; None where it was proven before, or its graph is not beside it.
+        The new manifest; None where it was proven before, or its graph is not at hand.
 
     Raises:
         PrecisionError, ParityError: it does not hold.
@@ -123,16 +136,14 @@ def prove_pending(plan: Path) -> Manifest | None:
     from vexport.engine.runtime import describe_runtime
 
     manifest = read_manifest(plan)
-    if (
-        manifest is None
-        or any(entry.get("result") != "not run" for entry in manifest.parity)
-        or manifest.parent is None
-    ):
+    if manifest is None or manifest.parent is None or not is_pending(plan):
         return None
-    graph = plan.with_name(manifest.parent.name)
     if hash_file(plan) != manifest.sha256:
         return None  # trusted by the user, but not what the manifest is about
-    if not graph.is_file() or hash_file(graph) != manifest.parent.sha256:
+    wanted = manifest.parent.sha256
+    candidates = (plan.with_name(manifest.parent.name), *graphs)
+    graph = next((path for path in candidates if path.is_file() and hash_file(path) == wanted), None)
+    if graph is None:
         return None
     read_back, entry = prove_engine(plan, graph, describe_runtime(manifest.facts["runtime"]["name"]), manifest)
     proven = replace(manifest, facts=manifest.facts | {"precision_engine": read_back}, parity=[entry])

@@ -141,6 +141,7 @@ def _graph_of(engine: Path, trust: bool) -> Path:
 def _engine_tensors(engine: Path, graph: Path, names: Sequence[str]) -> Callable[[Array], Tensors]:
     """Build a graph with these tensors as outputs for the GPU at hand, and run it."""
     from vexport.engine.runtime import describe_runtime, use_polygraphy
+    from vexport.engine.strict import allow_tf32, constrain_types, precision_flags
     from vexport.engine.target import find_devices
 
     if not find_devices():
@@ -156,14 +157,17 @@ def _engine_tensors(engine: Path, graph: Path, names: Sequence[str]) -> Callable
         source = network.get_input(0).name
         shape = tuple(images.shape)
         profile = backend.Profile().add(source, shape, shape, shape)
+        precision = manifest.facts["precision"]
+        if not runtime.strongly_typed and precision != "int8":
+            constrain_types(runtime, network)
         if runtime.is_rtx:
             from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-            config = CreateConfigRTX(use_gpu=True, profiles=[profile])
+            create = CreateConfigRTX(use_gpu=True, profiles=[profile])
         else:
-            half = manifest.facts["precision"] == "fp16" and not runtime.strongly_typed
-            flags = {"fp16": True} if half else {}
-            config = backend.CreateConfig(profiles=[profile], **flags)
+            create = backend.CreateConfig(profiles=[profile], **precision_flags(runtime, precision))
+        config = create(builder, network)
+        allow_tf32(runtime, config, bool(manifest.facts.get("tf32")))
         with backend.TrtRunner(backend.engine_from_network((builder, network), config=config)) as runner:
             answers = runner.infer({source: images}, check_inputs=False)
             return {name: np.array(answers[name]) for name in names}
