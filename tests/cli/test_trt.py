@@ -174,6 +174,24 @@ def test_a_fixed_batch_is_the_profile(invoke: Invoke, folder: Path) -> None:
     assert told["manifest"]["facts"]["profile"]["max"] == [2, 3, 8, 8]
 
 
+@pytest.mark.parametrize("option", ["--min-batch", "--opt-batch", "--max-batch"])
+def test_part_of_a_fixed_batch(invoke: Invoke, folder: Path, option: str) -> None:
+    path = small_graph(folder / "two.onnx", conv("a", "input", "w"), tensors=(weight("w"),), batch=2)
+    assert invoke("trt", path, option, "2", *A100).exit_code == 0
+    result = invoke("trt", path, option, "3", *A100)
+    assert result.exit_code == 1
+    assert "batch is fixed to 2" in result.stderr
+
+
+def test_what_the_parser_makes_in_fp32_is_told(invoke: Invoke, folder: Path) -> None:
+    norm = helper.make_node("LpNormalization", ["input"], ["normed"], name="norm", axis=1, p=2)
+    path = small_graph(folder / "norm.onnx", norm, conv("a", "normed", "w"), tensors=(weight("w"),))
+    result = invoke("trt", path, *A100)
+    assert result.exit_code == 0, result.output
+    assert "in FP32 all the same" in result.stdout
+    assert "norm" in result.stdout.split("in FP32 all the same")[1]
+
+
 def test_a_batch_to_tune_for_is_enough(invoke: Invoke, graph: Path) -> None:
     result = invoke("trt", "--opt-batch", "16", *A100)
     assert result.exit_code == 0, result.output
@@ -205,7 +223,7 @@ def test_a_layer_in_the_wrong_precision_fails_with_its_name(invoke: Invoke, fold
     onnx.save(model, graph)
     result = invoke("trt", graph, "--fp16", *A100)
     assert result.exit_code == 3, result.output
-    assert "1 of 2 layers that calculate are not fp16" in result.stderr
+    assert "1 of 2 computing layers are not fp16" in result.stderr
     assert "fell.back (convolution) is fp32" in result.stderr
     assert not list(folder.rglob("*.engine"))
 

@@ -9,6 +9,7 @@ import pytest
 from vexport.engine.inspect import (
     NetworkLayer,
     count_precisions,
+    other_fp32,
     parse_engine_layers,
     require_engine_precision,
     require_precision,
@@ -117,23 +118,21 @@ def test_the_network_has_the_precision_asked_for() -> None:
     assert count_precisions(network("fp16", "fp32", "fp16")) == {"convolution": {"fp16": 2, "fp32": 1}}
 
 
-def test_other_arithmetic_is_held_to_it_too_in_graphs_of_ours() -> None:
-    pooled = [*network("fp16"), NetworkLayer("pool", "POOLING", "fp32"), NetworkLayer("move", "SHUFFLE", "fp32")]
-    with pytest.raises(PrecisionError, match="1 of 2 layers") as caught:
-        require_precision(pooled, "fp16", {})
-    assert caught.value.details == ("pool (pooling) is fp32",)
-    # Others' graphs may leave such layers in FP32 on purpose.
-    require_precision(pooled, "fp16", None)
-    with pytest.raises(PrecisionError):
-        require_precision([*pooled, *network("fp32")], "fp16", None)
-
-
-def test_what_the_parser_makes_of_a_kept_node_is_kept() -> None:
-    made = [
+def test_other_arithmetic_in_fp32_is_told() -> None:
+    layers = [
         *network("fp16"),
+        NetworkLayer("pool", "POOLING", "fp32"),
+        NetworkLayer("move", "SHUFFLE", "fp32"),
         NetworkLayer("fc", "MATRIX_MULTIPLY", "fp32"),
         NetworkLayer("fc_3", "ELEMENTWISE", "fp32"),
     ]
-    require_precision(made, "fp16", {"fc": "overflows"})
-    with pytest.raises(PrecisionError, match="1 of 3"):
-        require_precision([*network("fp16", "fp16"), NetworkLayer("fc_x", "ELEMENTWISE", "fp32")], "fp16", {"fc": ""})
+    require_precision(layers, "fp16", {"fc": "overflows"})
+    assert other_fp32(layers, "fp16", {"fc": "overflows"}) == ["pool (pooling)"]
+    assert other_fp32(layers, "fp32", {}) == []
+
+
+def test_a_node_with_a_number_is_not_excused_by_its_neighbour() -> None:
+    convs = [NetworkLayer(name, "CONVOLUTION", "fp32") for name in ("conv", "conv_1")]
+    with pytest.raises(PrecisionError) as caught:
+        require_precision(convs, "fp16", {"conv": "overflows"})
+    assert caught.value.details == ("conv_1 (convolution) is fp32",)

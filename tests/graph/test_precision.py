@@ -373,6 +373,22 @@ def test_a_weight_in_a_constant_node_counts_as_one(images: np.ndarray) -> None:
     np.testing.assert_allclose(run(half, images), run(model, images), rtol=0.02)
 
 
+def test_what_kept_nodes_share_stays_a_weight(images: np.ndarray) -> None:
+    model = chain(1, 1)
+    shared = numpy_helper.from_array(np.float32(3e4).reshape(1), "big")
+    model.graph.initializer.append(shared)
+    up = helper.make_node("Mul", ["a0", "big"], ["up"], name="up")
+    down = helper.make_node("Div", ["up", "big"], ["down"], name="down")
+    model.graph.node.insert(1, up)
+    model.graph.node.insert(2, down)
+    model.graph.node[3].input[0] = "down"
+    half = convert_precision(lift_constants(model), "fp16", keep=["up", "down", "a1"])
+    weights = {tensor.name for tensor in half.graph.initializer}
+    kept = {node.name: node for node in half.graph.node}
+    assert {kept["up"].input[1], kept["down"].input[1], kept["a1"].input[1]} <= weights
+    np.testing.assert_allclose(run(half, images), run(model, images), rtol=0.02, atol=1e-3)
+
+
 def test_the_bf16_emulation_is_rounding_by_hand(images: np.ndarray) -> None:
     """All factors are between 1 and 2, so that FP32 sums the products of 8-bit numbers exactly, in any order."""
     rng = np.random.default_rng(4)

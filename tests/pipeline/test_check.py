@@ -10,7 +10,7 @@ import pytest
 
 from vexport.artifacts import Manifest, Parent
 from vexport.pipeline import check, prove_engine
-from vexport.pipeline.prove_engine import is_pending, prove_pending
+from vexport.pipeline.prove_engine import prove_pending
 from vexport.workspace import hash_file, manifest_path, read_manifest, write_manifest
 
 RAN = ({"result": "read back"}, {"result": "run", "with": "net.onnx"})
@@ -41,10 +41,8 @@ def parity_of(plan: Path) -> list[dict[str, Any]]:
 
 def test_a_graph_elsewhere_proves_the_engine_when_it_is_given(pair: tuple[Path, Path]) -> None:
     graph, plan = pair
-    assert is_pending(plan)
     assert check._prove_first(pair, trust=False) == (("net.engine",), ())
     assert parity_of(plan) == [RAN[1]]
-    assert not is_pending(plan)
     assert check._prove_first(pair, trust=False) == ((), ())
     assert graph.is_file()
 
@@ -56,13 +54,13 @@ def test_without_its_graph_it_says_what_is_missing(pair: tuple[Path, Path]) -> N
     proven, (unproven,) = check._prove_first(pair, trust=False)
     assert proven == ()
     assert f"net.onnx (sha256 {sha256[:12]}) beside it" in unproven
-    assert is_pending(plan)
+    assert parity_of(plan)[0]["result"] == "not run"
 
 
 def test_beside_it_the_graph_is_found(pair: tuple[Path, Path]) -> None:
     graph, plan = pair
     graph.rename(plan.with_name(graph.name))
-    assert prove_pending(plan) is not None
+    assert isinstance(prove_pending(plan), Manifest)
     assert parity_of(plan) == [RAN[1]]
 
 
@@ -71,5 +69,7 @@ def test_an_altered_engine_is_not_what_the_evidence_is_about(pair: tuple[Path, P
     manifest = read_manifest(plan)
     assert manifest is not None
     write_manifest(plan, replace(manifest, sha256="0" * 64))
-    assert prove_pending(plan, [pair[0]]) is None
+    proven, (unproven,) = check._prove_first(pair, trust=True)
+    assert proven == ()
+    assert "not the plan that its manifest is about" in unproven
     assert parity_of(plan)[0]["result"] == "not run"

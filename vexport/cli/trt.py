@@ -176,6 +176,8 @@ def render(result: BuildResult) -> None:
     )
     binding = "binding for the builder" if build["strongly_typed"] else "asked of the builder"
     typer.echo(f"precision in the network, {binding}: {counts}")
+    if others := build.get("other_fp32"):
+        typer.echo(f"in FP32 all the same, made so by TensorRT's parser or by the graph: {', '.join(others[:LISTED])}")
     _render_proof(result)
     how = "up to date: " if result.up_to_date else "from the cache: " if result.from_cache else ""
     seconds = "" if how else f", built in {build['build_s']:.1f} s"

@@ -132,7 +132,7 @@ def build_plan(
         graph: The .onnx file, in the precision asked for.
         options: What is asked.
         runtime: Which TensorRT.
-        kept_fp32: Nodes that stay in FP32 on purpose, with the reason; None where that is not known.
+        kept_fp32: Nodes that stay in FP32 on purpose, with the reason.
         timing_cache: File of measured kernels, read before and merged after; None: none.
         on_progress: Told what the builder does and the share that is done.
 
@@ -150,7 +150,7 @@ def build_plan(
             on_progress("parsing the graph", None)
             job.builder, job.network = _parse(backend, runtime, graph, said)
             layers = network_layers(job.network)
-            require_precision(layers, options.precision, kept_fp32)
+            require_precision(layers, options.precision, kept_fp32 or {})
             # A Q/DQ graph says INT8 by its Q/DQ nodes; the types between them are not to be held.
             if not runtime.strongly_typed and options.precision != "int8":
                 constrain_types(runtime, job.network)

@@ -122,32 +122,29 @@ def count_precisions(layers: Iterable[NetworkLayer]) -> dict[str, dict[str, int]
     return {kind: dict(counts) for kind, counts in found.items()}
 
 
-def require_precision(
-    layers: Sequence[NetworkLayer], precision: str, kept_fp32: Mapping[str, str] | None = None
-) -> None:
-    """Refuse a network in which a layer has not the precision asked for.
+def require_precision(layers: Sequence[NetworkLayer], precision: str, kept_fp32: Mapping[str, str]) -> None:
+    """Refuse a network in which a computing layer has not the precision asked for.
 
-    In a strongly typed network these types are binding for the builder, so this holds for the engine too.
+    In a strongly typed network these types are binding for the builder, so this holds for the engine too. What else
+    is in FP32 is told by `other_fp32`: TensorRT's parser makes some operators of FP32 layers whatever the graph says.
 
     Args:
         layers: Of the network.
         precision: Asked for.
-        kept_fp32: Nodes that stay in FP32 on purpose. None where that is not known, for a graph that others made:
-            they may have left normalisation in FP32, so convolutions and matrix products only are held to it.
+        kept_fp32: Nodes that stay in FP32 on purpose.
 
     Raises:
         PrecisionError: with the layers' names; or nothing computes in INT8 where that was asked.
     """
-    held = [layer for layer in floating(layers) if layer.kind in (COMPUTING if kept_fp32 is None else ARITHMETIC)]
+    computing = [layer for layer in layers if layer.kind in COMPUTING]
     wrong = [
         layer
-        for layer in held
-        if layer.precision not in _WANTED[precision]
-        and not (layer.precision == "fp32" and _is_kept(layer, kept_fp32 or {}))
+        for layer in computing
+        if layer.precision not in _WANTED[precision] and not (layer.precision == "fp32" and layer.name in kept_fp32)
     ]
     if wrong:
         raise PrecisionError(
-            f"{len(wrong)} of {len(held)} layers that calculate are not {precision}",
+            f"{len(wrong)} of {len(computing)} computing layers are not {precision}",
             details=[f"{layer.name} ({layer.kind.lower()}) is {layer.precision}" for layer in wrong[:8]],
             hint=f"give the FP32 graph and --{precision}, so that it is converted whole",
         )
@@ -157,9 +154,20 @@ def require_precision(
         )
 
 
-def _is_kept(layer: NetworkLayer, kept_fp32: Mapping[str, str]) -> bool:
-    """By its node's name; the parser numbers further layers that it makes of one node, as in `fc_3`."""
-    return layer.name in kept_fp32 or re.sub(r"_\d+$", "", layer.name) in kept_fp32
+def other_fp32(layers: Sequence[NetworkLayer], precision: str, kept_fp32: Mapping[str, str]) -> list[str]:
+    """Layers of a 16-bit network that calculate in FP32 without being convolutions or matrix products.
+
+    Those of a kept node are left out: the parser numbers further layers that it makes of one node, as in `fc_3`.
+    """
+    if precision not in ("fp16", "bf16"):
+        return []
+    return [
+        f"{layer.name} ({layer.kind.lower()})"
+        for layer in layers
+        if layer.kind in ARITHMETIC - COMPUTING
+        and layer.precision == "fp32"
+        and not {layer.name, re.sub(r"_\d+$", "", layer.name)} & kept_fp32.keys()
+    ]
 
 
 def parse_engine_layers(report: str) -> tuple[EngineLayer, ...]:

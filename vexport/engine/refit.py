@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,25 @@ from vexport.errors import EngineError
 from vexport.workspace import hash_file
 
 
-def require_graph_beside(plan: Path, manifest: Manifest) -> Path:
-    """The graph that a plan was built from, in the same folder.
+def find_parent_graph(plan: Path, manifest: Manifest, candidates: Sequence[Path] = ()) -> Path | None:
+    """The graph that a plan was built from: beside it, or one of the candidates; known by its hash."""
+    assert manifest.parent is not None
+    places = (plan.with_name(manifest.parent.name), *candidates)
+    return next((path for path in places if path.is_file() and hash_file(path) == manifest.parent.sha256), None)
+
+
+def require_parent_graph(plan: Path, manifest: Manifest, candidates: Sequence[Path] = ()) -> Path:
+    """As `find_parent_graph`, where one is needed.
 
     Raises:
         EngineError: it is not there, or is another one.
     """
-    assert manifest.parent is not None
-    graph = plan.with_name(manifest.parent.name)
-    if not graph.is_file() or hash_file(graph) != manifest.parent.sha256:
+    graph = find_parent_graph(plan, manifest, candidates)
+    if graph is None:
+        assert manifest.parent is not None
+        what = "is stripped: its weights are in" if manifest.facts.get("stripped") else "was built from"
         raise EngineError(
-            f"{plan.name} is stripped: its weights are in {manifest.parent.name}, which is not beside it",
+            f"{plan.name} {what} {manifest.parent.name}, which is not beside it",
             hint=f"copy {manifest.parent.name} (sha256 {manifest.parent.sha256[:12]}) to {plan.parent}",
         )
     return graph

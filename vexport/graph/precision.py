@@ -97,7 +97,10 @@ def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     lifted = onnx_ir.from_proto(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(lifted)
-    return onnx_ir.to_proto(lifted)
+    result = onnx_ir.to_proto(lifted)
+    # Entries for weights among them: the converter would put casts between a weight and a node that stays in FP32.
+    del result.graph.value_info[:]
+    return result
 
 
 def overflowing_nodes(model: onnx.ModelProto, max_abs: dict[str, float], limit: float) -> dict[str, str]:

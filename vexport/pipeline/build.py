@@ -14,7 +14,7 @@ from vexport.artifacts import Engine, Manifest
 from vexport.deps import tool_versions
 from vexport.engine.build import BuildOptions, BuiltPlan, build_plan, require_options
 from vexport.engine.cache import EngineCache, cache_key, default_folder
-from vexport.engine.inspect import count_precisions, floating
+from vexport.engine.inspect import count_precisions, floating, other_fp32
 from vexport.engine.runtime import RuntimeName, TensorRT, choose_runtime
 from vexport.engine.target import REFERENCE, find_devices, name_targets, parse_targets, require_targets
 from vexport.errors import EngineError, InputError
@@ -132,7 +132,7 @@ def build_engine(
     versions = tool_versions("polygraphy")
     done = up_to_date(Engine, path, parent=ready.parent.sha256, options=request, versions=versions)
     if done is not None:
-        done = _proven(done, chosen, devices)
+        done = _proven(done, chosen, devices, ready.path)
         return BuildResult(done, source.took, True, False, converted, tuple(done.facts["notes"]), ready.path)
     require_clear(path, force=force)
 
@@ -151,15 +151,15 @@ def build_engine(
     return BuildResult(artifact, source.took, False, False, converted, tuple(notes), ready.path)
 
 
-def _proven(engine: Engine, runtime: TensorRT, devices: list[Device]) -> Engine:
+def _proven(engine: Engine, runtime: TensorRT, devices: list[Device], graph: Path) -> Engine:
     """An engine that was built where it could not run is proven now, where it can."""
     from vexport.engine.plan import why_not_here
     from vexport.pipeline.prove_engine import prove_pending
 
     if why_not_here(engine.manifest, runtime.version, devices):
         return engine
-    manifest = prove_pending(engine.path)
-    return replace(engine, manifest=manifest) if manifest else engine
+    manifest = prove_pending(engine.path, [graph])
+    return replace(engine, manifest=manifest) if isinstance(manifest, Manifest) else engine
 
 
 @dataclass(frozen=True)
@@ -247,9 +247,7 @@ def _in_precision(
 
 
 def _fit_fixed_batch(asked: BuildOptions, ready: GraphSource) -> BuildOptions:
-    """Where nothing was asked and the graph fixes its batch, the profile is that batch."""
-    if (asked.min_batch, asked.opt_batch, asked.max_batch) != (None, None, None):
-        return asked
+    """Where the graph fixes its batch, what was left open of the profile is that batch."""
     from vexport.graph.inspect import read_graph
 
     graph = read_graph(ready.path, with_weights=False).graph
@@ -263,6 +261,12 @@ def _fit_fixed_batch(asked: BuildOptions, ready: GraphSource) -> BuildOptions:
     if not first.HasField("dim_value") or first.dim_value < 1:
         return asked
     batch = first.dim_value
+    given = (asked.min_batch, asked.opt_batch, asked.max_batch)
+    least, tuned, most = (batch if side is None else side for side in given)
+    if (least, tuned, most) != (batch, batch, batch):
+        raise InputError(
+            f"the graph's batch is fixed to {batch}", hint="leave the batches out, or export it with an open batch"
+        )
     return replace(asked, min_batch=batch, opt_batch=batch, max_batch=batch)
 
 
@@ -291,6 +295,7 @@ def _build_facts(job: _Job, built: BuiltPlan) -> dict[str, Any]:
         "profile": built.profile,
         "network_layers": [layer.to_json() for layer in floating(built.layers)],
         "precision_network": count_precisions(built.layers),
+        "other_fp32": other_fp32(built.layers, job.options.precision, job.graph.facts.get("kept_fp32", {})),
         "strongly_typed": job.runtime.strongly_typed,
         "timing_cache": job.runtime.has_timing_cache,
         "built_on": job.devices[0].name if job.devices else "a machine without a GPU",

@@ -106,10 +106,13 @@ def check_parity(
 
     proven, unproven = _prove_first((a, b), trust)
     size = _fixed_size(a) or _fixed_size(b)
-    with (
-        open_runner(a, weights_from=weights_from, model=model, input_size=size, trust=trust) as first,
-        open_runner(b, weights_from=weights_from, model=model, input_size=size, trust=trust) as second,
-    ):
+
+    def opened(path: Path) -> Runner:
+        return open_runner(
+            path, weights_from=weights_from, model=model, input_size=size, trust=trust, graphs=_graphs((a, b))
+        )
+
+    with opened(a) as first, opened(b) as second:
         size = _common_size(first, second)
         sizes = _batch_sizes(first, second)
         if images is None:
@@ -148,23 +151,21 @@ def _is_engine(path: Path) -> bool:
 def _prove_first(pair: tuple[Path, Path], trust: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Engines that were proven just now, for the first time on a machine that can run them; and those that were not."""
     from vexport.engine.plan import open_plan
-    from vexport.pipeline.prove_engine import is_pending, prove_pending
+    from vexport.pipeline.prove_engine import prove_pending
 
     proven, unproven = [], []
     for path in filter(_is_engine, pair):
         open_plan(path, trust=trust)
-        graphs = [other for other in pair if other.suffix.lower() == ".onnx"]
-        if prove_pending(path, graphs) is not None:
+        found = prove_pending(path, _graphs(pair))
+        if isinstance(found, str):
+            unproven.append(found)
+        elif found is not None:
             proven.append(path.name)
-        elif is_pending(path):
-            manifest = read_manifest(path)
-            assert manifest is not None
-            assert manifest.parent is not None
-            unproven.append(
-                f"{path.name} is still not proven against the graph that it was built from: put "
-                f"{manifest.parent.name} (sha256 {manifest.parent.sha256[:12]}) beside it"
-            )
     return tuple(proven), tuple(unproven)
+
+
+def _graphs(pair: tuple[Path, Path]) -> list[Path]:
+    return [path for path in pair if path.suffix.lower() == ".onnx"]
 
 
 def _fixed_size(path: Path) -> tuple[int, int, int] | None:

@@ -109,18 +109,7 @@ def _nodes(graph: Path) -> list[str]:
     ]
 
 
-def is_pending(plan: Path) -> bool:
-    """Whether an engine still awaits the machine that can prove it."""
-    manifest = read_manifest(plan)
-    return (
-        manifest is not None
-        and manifest.parent is not None
-        and bool(manifest.parity)
-        and all(entry.get("result") == "not run" for entry in manifest.parity)
-    )
-
-
-def prove_pending(plan: Path, graphs: Sequence[Path] = ()) -> Manifest | None:
+def prove_pending(plan: Path, graphs: Sequence[Path] = ()) -> Manifest | str | None:
     """The first time that an engine built elsewhere is on a machine that can run it: prove it and record that.
 
     Args:
@@ -128,23 +117,28 @@ def prove_pending(plan: Path, graphs: Sequence[Path] = ()) -> Manifest | None:
         graphs: Where its graph may be, besides beside it; it is known by its hash.
 
     Returns:
-        The new manifest; None where it was proven before, or its graph is not at hand.
+        The new manifest; why it is still not proven, in words; None where it was proven before.
 
     Raises:
         PrecisionError, ParityError: it does not hold.
     """
+    from vexport.engine.refit import find_parent_graph
     from vexport.engine.runtime import describe_runtime
 
     manifest = read_manifest(plan)
-    if manifest is None or manifest.parent is None or not is_pending(plan):
+    if manifest is None or manifest.parent is None:
+        return None
+    if any(entry.get("result") != "not run" for entry in manifest.parity):
         return None
     if hash_file(plan) != manifest.sha256:
-        return None  # trusted by the user, but not what the manifest is about
-    wanted = manifest.parent.sha256
-    candidates = (plan.with_name(manifest.parent.name), *graphs)
-    graph = next((path for path in candidates if path.is_file() and hash_file(path) == wanted), None)
+        # Trusted by the user, but not what the manifest is about.
+        return f"{plan.name} is not the plan that its manifest is about, and stays unproven: build it again"
+    graph = find_parent_graph(plan, manifest, graphs)
     if graph is None:
-        return None
+        return (
+            f"{plan.name} is still not proven against the graph that it was built from: put {manifest.parent.name} "
+            f"(sha256 {manifest.parent.sha256[:12]}) beside it"
+        )
     read_back, entry = prove_engine(plan, graph, describe_runtime(manifest.facts["runtime"]["name"]), manifest)
     proven = replace(manifest, facts=manifest.facts | {"precision_engine": read_back}, parity=[entry])
     write_manifest(plan, proven)

@@ -132,7 +132,7 @@ def _engines(
     on_step: Callable[[str, float | None], None],
 ) -> tuple[tuple[BuildResult, ...], str | None]:
     """FP16 engines of both networks, for the GPU at hand or the A100; or why there are none."""
-    profile = BuildOptions("fp16", max_batch=8)
+    profile = BuildOptions("fp16")
     try:
         return tuple(
             build_engine(graph, workspace=workspace, options=profile, force=force, on_progress=on_step)

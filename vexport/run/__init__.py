@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ def open_runner(
     input_size: tuple[int, int, int] | None = None,
     trust: bool = False,
     cuda_graph: bool = False,
+    graphs: Sequence[Path] = (),
 ) -> Runner:
     """Open an artifact with the backend that runs it.
 
@@ -33,6 +35,7 @@ def open_runner(
         input_size: C, H and W that a checkpoint computes at; None takes its own.
         trust: Open an engine that vexport did not write: it may run any code.
         cuda_graph: Let an engine replay its launches as a CUDA graph.
+        graphs: Where the graph of a stripped engine may be, besides beside it.
 
     Raises:
         InputError: there is no such file, it is neither, or an option does not go with it.
@@ -44,7 +47,7 @@ def open_runner(
     if path.suffix.lower() in (".engine", ".plan"):
         from vexport.run.tensorrt import open_engine
 
-        return open_engine(path, trust=trust, cuda_graph=cuda_graph)
+        return open_engine(path, trust=trust, cuda_graph=cuda_graph, graphs=graphs)
     if path.suffix.lower() == ".onnx":
         from vexport.run.ort import OrtRunner
 

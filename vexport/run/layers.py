@@ -69,7 +69,7 @@ def compare_layers(a: Path, b: Path, images: Array, *, trust: bool = False) -> l
     first, operators = read_graph(a), {}
     for node in first.graph.node:
         operators.update(dict.fromkeys(node.output, node.op_type))
-    other = b if b.suffix.lower() == ".onnx" else _graph_of(b, trust)
+    other = b if b.suffix.lower() == ".onnx" else _graph_of(b, trust, a)
     common = [name for name in _float_tensors(a) if name in set(_float_tensors(other))]
     if not common:
         raise InputError(f"{a.name} and {b.name} have no tensor in common", hint="compare artifacts of one network")
@@ -127,15 +127,15 @@ def _graph_tensors(graph: Path, names: Sequence[str]) -> Callable[[Array], Tenso
     return run
 
 
-def _graph_of(engine: Path, trust: bool) -> Path:
-    """The graph that an engine was built from, which must lie beside it."""
+def _graph_of(engine: Path, trust: bool, reference: Path) -> Path:
+    """The graph that an engine was built from, which is the reference or must lie beside it."""
     from vexport.engine.plan import require_trusted
-    from vexport.engine.refit import require_graph_beside
+    from vexport.engine.refit import require_parent_graph
 
     manifest = require_trusted(engine, trust=trust)
     if manifest is None:
         raise EngineError(f"{engine.name} does not say which graph it is of", hint="compare it without --layers")
-    return require_graph_beside(engine, manifest)
+    return require_parent_graph(engine, manifest, [reference])
 
 
 def _engine_tensors(engine: Path, graph: Path, names: Sequence[str]) -> Callable[[Array], Tensors]:

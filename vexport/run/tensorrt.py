@@ -7,7 +7,7 @@ installed anyway.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vexport.engine.plan import open_plan
-from vexport.engine.refit import refit_engine, require_graph_beside
+from vexport.engine.refit import refit_engine, require_parent_graph
 from vexport.engine.runtime import TensorRT
 from vexport.errors import EngineError, InputError
 from vexport.run.runner import CALL_EXCLUDES, CALL_INCLUDES, Array, require_images, require_logits, times
@@ -207,19 +207,22 @@ def _dtype(engine: Any, tensor: str) -> torch.dtype:
     return _DTYPES[kind]
 
 
-def open_engine(path: Path, *, trust: bool = False, cuda_graph: bool = False) -> EngineRunner:
+def open_engine(
+    path: Path, *, trust: bool = False, cuda_graph: bool = False, graphs: Sequence[Path] = ()
+) -> EngineRunner:
     """Open a plan file. A stripped one takes its weights from its graph, which must lie beside it.
 
     Args:
         path: The plan; its manifest lies beside it.
         trust: The user vouches for a plan that vexport does not know.
         cuda_graph: See EngineRunner.
+        graphs: Where the graph of a stripped plan may be, besides beside it.
 
     Raises:
         EngineError: it is not trusted, cannot run here, or is no classifier.
     """
     engine, runtime, manifest = open_plan(path, trust=trust)
     if manifest is not None and manifest.facts.get("stripped"):
-        refit_engine(engine, runtime, require_graph_beside(path, manifest))
+        refit_engine(engine, runtime, require_parent_graph(path, manifest, graphs))
     precision = str(manifest.facts["precision"]) if manifest else ""
     return EngineRunner(engine, runtime, name=path.stem, precision=precision, cuda_graph=cuda_graph)
