@@ -16,6 +16,7 @@ PUBLIC = [
     "Workspace",
     "build_engine",
     "check_parity",
+    "evaluate",
     "export_graph",
     "fuse_checkpoint",
     "inspect_artifact",

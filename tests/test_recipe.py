@@ -60,7 +60,7 @@ data: digits
 optimizer:
   lr: .nan
   name: adam
-  momentum: 0.9
+  nesterov: true
 colour: red
 """
     found = details(write(text))
@@ -69,12 +69,12 @@ colour: red
     assert any(line.startswith("2: batch_size: ") and "'many'" in line for line in found)
     assert "3: network.model: needed, and not given" in found
     expected = "4: network.modle: no such field; did you mean model? fields are model, width, act_num, drop_rate"
-    assert expected in found
+    assert any(line.startswith(expected) for line in found)
     data = next(line for line in found if line.startswith("5: data: "))
     assert "section with the fields name, held_out, split_seed, image_size, augment" in data
     assert any(line.startswith("7: optimizer.lr: ") and "finite" in line for line in found)
     assert any(line.startswith("8: optimizer.name: ") and "'lamb'" in line for line in found)
-    assert "9: optimizer.momentum: no such field; fields are name, lr, weight_decay" in found
+    assert any(line.startswith("9: optimizer.nesterov: no such field; fields are name, lr, weight_decay") for line in found)
     assert any(line.startswith("10: colour: no such field; fields are name, seed, epochs") for line in found)
 
 
@@ -212,7 +212,7 @@ def test_hash_does_not_drift() -> None:
             "optimizer": {"lr": 0.5},
         }
     )
-    assert recipe_hash(recipe) == "096954cbab1573407d756d754f0a36eb91dd02746fefa0bf74b5f569d7795eaf"
+    assert recipe_hash(recipe) == "3bbd1f5552202c53e0128a542b194a3141e8ca88aa2b1385850ee5df2860466f"
 
 
 def test_errors_stand_in_the_order_of_the_file_after_those_of_set(write: Write) -> None:

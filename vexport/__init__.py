@@ -17,6 +17,7 @@ _WHERE = {
     "Workspace": "vexport.workspace",
     "build_engine": "vexport.pipeline.build",
     "check_parity": "vexport.pipeline.check",
+    "evaluate": "vexport.pipeline.evaluate",
     "export_graph": "vexport.pipeline.export",
     "fuse_checkpoint": "vexport.pipeline.fuse",
     "inspect_artifact": "vexport.pipeline.inspect",

@@ -59,7 +59,7 @@ class Manifest:
     """The facts of one artifact, as they stand in `<file>.json`.
 
     Args:
-        kind: `checkpoint`, `graph`, `engine` or `bench`.
+        kind: `checkpoint`, `graph`, `engine`, `bench` or `evaluation`.
         sha256: Hash of the file (and of its external data, where it has any).
         size_bytes: Size of the same.
         parent: What it was made from; None for what training made from scratch.
@@ -170,4 +170,11 @@ class BenchResult(Artifact):
     kind: ClassVar[str] = "bench"
 
 
-KINDS: dict[str, type[Artifact]] = {kind.kind: kind for kind in (Checkpoint, Graph, Engine, BenchResult)}
+@dataclass(frozen=True)
+class Evaluation(Artifact):
+    """The accuracy of an artifact on a folder of images."""
+
+    kind: ClassVar[str] = "evaluation"
+
+
+KINDS: dict[str, type[Artifact]] = {kind.kind: kind for kind in (Checkpoint, Graph, Engine, BenchResult, Evaluation)}

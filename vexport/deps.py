@@ -10,7 +10,7 @@ from vexport.errors import MissingDependencyError
 
 # The top-level modules that each extra of pyproject.toml brings.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("lightning", "sklearn"),
+    "train": ("lightning", "sklearn", "torchvision", "matplotlib", "tensorboard"),
     "trt": ("tensorrt",),
 }
 

@@ -14,7 +14,7 @@
     └── GateError                   exit 3   the work was done and did not hold
         ├── ParityError                      an artifact disagrees with its parent
         ├── PrecisionError                   a layer does not compute in the precision asked for
-        └── AccuracyError                    an artifact answers worse than its parent on data
+        └── AccuracyError                    an artifact answers worse than its parent, or than asked, on data
 
 Errors of other libraries are mapped to these where they arise; what is not mapped is a bug and keeps its traceback.
 """
@@ -105,4 +105,4 @@ class PrecisionError(GateError):
 
 
 class AccuracyError(GateError):
-    """An artifact answers worse than its parent on data."""
+    """An artifact answers worse than its parent, or than asked, on data."""

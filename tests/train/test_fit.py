@@ -14,7 +14,7 @@ from vexport.errors import InputError, RecipeError, TrainingError, WorkspaceErro
 from vexport.model.checkpoint import load_checkpoint, load_network
 from vexport.pipeline.train import train_recipe
 from vexport.recipe import load_recipe
-from vexport.train.data import held_out_arrays
+from vexport.train.digits import held_out_arrays
 from vexport.train.module import TrainingModule
 from vexport.workspace import Workspace, load_artifact
 
@@ -29,7 +29,7 @@ def read(path: Path) -> dict:
 
 
 def names(workspace: Workspace) -> list[str]:
-    return sorted(path.name for path in workspace.root.iterdir())
+    return sorted(path.name for path in workspace.root.iterdir() if path.name != "tiny.log")
 
 
 def test_a_run_writes_two_checkpoints_with_their_facts(tiny, workspace, tmp_path, monkeypatch, capfd):
@@ -50,8 +50,9 @@ def test_a_run_writes_two_checkpoints_with_their_facts(tiny, workspace, tmp_path
         "tiny.last.ckpt",
         "tiny.last.ckpt.json",
     ]
+    seen = [row for row in seen if "step" not in row[2]]
     assert [row[:2] for row in seen] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
-    assert set(seen[-1][2]) == {"loss", "slope", "top1", "top1_model"}
+    assert {"loss", "slope", "top1", "top1_model", "images_per_s", "data_wait", "eta_s"} <= set(seen[-1][2])
     # Steps of 512 images: two an epoch, so the ramp over two epochs has four steps.
     assert [row[2]["slope"] for row in seen[1:]] == [0.25, 0.75, 1.0, 1.0]
 
@@ -89,7 +90,7 @@ def test_weights_are_stored_once_under_published_names(tiny, workspace):
 
 def test_the_toolchain_reads_both_and_counts_the_same_answers(tiny, workspace):
     result = train_recipe(tiny, workspace=workspace)
-    images, labels = held_out_arrays(load_recipe(tiny))
+    images, labels = held_out_arrays(load_recipe(tiny).data)
     for weights, key in (("ema", "correct"), ("model", "correct_model")):
         network, loaded = load_network(result.best.path, weights_from=weights)
         assert loaded.slope == 1.0
@@ -154,9 +155,11 @@ def test_an_interrupt_passes_and_the_run_goes_on_to_the_same_weights(tiny, works
     assert early.slope == (0.25 if stop == 1 else 1.0)
 
     seen = []
-    resumed = train_recipe(tiny, workspace=workspace, on_progress=lambda *args: seen.append(args))
+    with pytest.raises(InputError, match="unfinished run of this recipe"):
+        train_recipe(tiny, workspace=workspace)
+    resumed = train_recipe(tiny, workspace=workspace, resume=True, on_progress=lambda *args: seen.append(args))
     assert resumed.resumed_from == stop
-    assert [row[0] for row in seen] == list(range(stop, 5))
+    assert [row[0] for row in seen if "step" not in row[2]] == list(range(stop, 5))
     straight = train_recipe(tiny, workspace=Workspace(tmp_path / "straight"))
     assert resumed.best.facts == straight.best.facts
     for key in ("model", "model_ema"):
@@ -260,7 +263,7 @@ def test_a_gpu_that_is_not_there_is_refused(tiny, workspace):
 def test_losses_and_optimisers_train(tiny, workspace, overrides):
     seen = []
     train_recipe(tiny, workspace=workspace, overrides=overrides, on_progress=lambda *args: seen.append(args[2]))
-    assert all(torch.isfinite(torch.tensor(list(figures.values()))).all() for figures in seen[1:])
+    assert all(torch.isfinite(torch.tensor(list(figures.values()))).all() for figures in seen if "top1" in figures)
 
 
 def test_without_a_ramp_the_slope_is_one_throughout(tiny, workspace):

@@ -43,7 +43,8 @@ def test_before_slope_1_there_is_no_best_and_no_merge(tiny: Path, tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         train_recipe(tiny, workspace=workspace, on_progress=stop_after(1))  # type: ignore[arg-type]
     last = workspace.root / "tiny.last.ckpt"
-    assert sorted(path.name for path in workspace.root.iterdir()) == ["tiny.last.ckpt", "tiny.last.ckpt.json"]
+    names = sorted(path.name for path in workspace.root.iterdir())
+    assert names == ["tiny.last.ckpt", "tiny.last.ckpt.json", "tiny.log"]
     manifest = read_manifest(last)
     assert manifest is not None
     slopes = {which: load_checkpoint(last, weights_from=which).slope for which in ("ema", "model")}

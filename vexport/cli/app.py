@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vexport.cli import bench, check, doctor, fuse, inspect, models, onnx, quickstart, train, trt
+from vexport.cli import bench, check, doctor, eval, fuse, inspect, models, onnx, quickstart, train, trt
 from vexport.cli.guard import guarded
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ _COMMANDS = (
     onnx.onnx,
     trt.trt,
     check.check,
+    eval.eval,
     inspect.inspect,
     doctor.doctor,
     bench.bench,

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vexport.cli.options import DEFAULT_WORKSPACE, ForceOpt, JsonOpt, Workspace, WorkspaceOpt
-from vexport.cli.render import describe_epoch, figure, print_json, print_table, progress, remark, short_hash, size
+from vexport.cli.render import (
+    describe_epoch,
+    epoch_share,
+    figure,
+    print_json,
+    print_table,
+    progress,
+    remark,
+    short_hash,
+    size,
+)
 
 if TYPE_CHECKING:
     from vexport.bench.report import Row
@@ -28,7 +38,7 @@ def quickstart(
     with progress(as_json) as update:
 
         def on_epoch(epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-            update(describe_epoch(epoch, epochs, metrics), epoch / epochs)
+            update(describe_epoch(epoch, epochs, metrics), epoch_share(epoch, epochs, metrics))
 
         result = run(
             workspace=Workspace(workspace), duration_s=duration, force=force, on_step=update, on_epoch=on_epoch

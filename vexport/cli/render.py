@@ -43,7 +43,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, soft_wrap=True)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < text_columns else "right", overflow="fold")
@@ -102,11 +102,32 @@ def figure(value: float | None, digits: int = 2) -> str:
     return "-" if value is None or value != value else f"{value:.{digits}f}"
 
 
+def duration(seconds: float) -> str:
+    """A time that is left, in units that read well."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
 def describe_epoch(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
-    """A line on how training goes."""
-    if not metrics:
-        return f"epoch {epoch}/{epochs}"
-    return (
-        f"epoch {epoch}/{epochs}: loss {metrics['loss']:.3f}, slope {metrics['slope']:.2f}, "
-        f"held-out {metrics['top1']:.1f} %"
-    )
+    """A line on how training goes: at an epoch's end, or within it."""
+    parts = []
+    if "top1" in metrics:
+        parts.append(
+            f"loss {metrics['loss']:.3f}, slope {metrics['slope']:.2f}, held-out {metrics['top1']:.1f} % "
+            f"(weights {metrics['top1_model']:.1f} %)"
+        )
+    elif "step" in metrics:
+        parts.append(f"batch {metrics['step']:.0f}/{metrics['steps']:.0f}")
+    if "images_per_s" in metrics:
+        parts.append(f"{metrics['images_per_s']:.0f} images/s, {metrics['data_wait']:.0%} waiting for data")
+    if metrics.get("eta_s"):
+        parts.append(f"{duration(metrics['eta_s'])} left")
+    return f"epoch {epoch}/{epochs}" + (": " + ", ".join(parts) if parts else "")
+
+
+def epoch_share(epoch: int, epochs: int, metrics: Mapping[str, float]) -> float:
+    """The share of a run that is done."""
+    within = metrics["step"] / metrics["steps"] if "step" in metrics and metrics.get("steps") else 0.0
+    return min(1.0, (epoch + within) / max(1, epochs))

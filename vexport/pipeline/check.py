@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vexport.artifacts import Preprocessing
 from vexport.errors import InputError, ParityError
+from vexport.pipeline.facts import read_facts
 from vexport.workspace import hash_file, read_manifest
 
 if TYPE_CHECKING:
@@ -227,17 +228,4 @@ def _batch_sizes(a: Runner, b: Runner) -> tuple[int, ...]:
 
 def preprocessing_of(path: Path) -> Preprocessing | None:
     """How an artifact's images are prepared, where it says so itself."""
-    import json
-
-    if _is_engine(path):
-        manifest = read_manifest(path)
-        data = manifest.facts.get("preprocessing") if manifest else None
-        return Preprocessing.from_json(data) if data else None
-    if path.suffix.lower() == ".onnx":
-        from vexport.graph.inspect import metadata, read_graph
-
-        text = metadata(read_graph(path, with_weights=False)).get("vexport.preprocessing")
-        return Preprocessing.from_json(json.loads(text)) if text else None
-    from vexport.model.checkpoint import load_checkpoint
-
-    return load_checkpoint(path).preprocessing
+    return read_facts(path).preprocessing

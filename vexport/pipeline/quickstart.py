@@ -98,7 +98,8 @@ def quickstart(
         VexportError: see the tree in errors.py.
     """
     on_step("training on scikit-learn's digits", None)
-    trained = train_recipe(RECIPE, workspace=workspace, force=force, on_progress=on_epoch)
+    trained = train_recipe(RECIPE, workspace=workspace, resume=True, force=force, on_progress=on_epoch)
+    assert trained is not None, "one process trains"
     on_step("merging, with proof", None)
     fused = fuse_checkpoint(trained.best.path, workspace=workspace, force=force)
     on_step("exporting", None)
@@ -146,13 +147,15 @@ def _accuracies(forms: Mapping[str, Path]) -> dict[str, Accuracy]:
     """Answers of the forms on the held-out images: the same image by image, in FP16 all but a few."""
     from vexport.graph.inspect import read_graph
     from vexport.graph.precision import emulate_half
-    from vexport.recipe import load_recipe
+    from vexport.recipe import DigitsSection, load_recipe
     from vexport.run import open_runner
     from vexport.run.accuracy import measure_accuracy
     from vexport.run.ort import OrtRunner
-    from vexport.train.data import held_out_arrays
+    from vexport.train.digits import held_out_arrays
 
-    images, labels = held_out_arrays(load_recipe(RECIPE))
+    section = load_recipe(RECIPE).data
+    assert isinstance(section, DigitsSection)
+    images, labels = held_out_arrays(section)
     found = {}
     for form, path in forms.items():
         # What a device with FP16 kernels answers, which ONNX Runtime's CPU run does not show.

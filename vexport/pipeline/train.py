@@ -6,12 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vexport.artifacts import Checkpoint
 from vexport.deps import tool_versions
-from vexport.recipe import load_recipe, recipe_hash
+from vexport.errors import InputError
+from vexport.recipe import Recipe, load_recipe, recipe_hash
 from vexport.workspace import Workspace, up_to_date
+
+if TYPE_CHECKING:
+    from vexport.train.checkpoints import Position
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
@@ -26,7 +30,10 @@ class TrainResult:
         top1: Of the best, averaged weights, on held-out images, per cent.
         seconds: What this call took.
         up_to_date: The same recipe, options and versions had been trained before: nothing was done.
-        resumed_from: Epochs that an earlier, interrupted run had finished; 0 for none.
+        resumed_from: Epochs that an earlier, interrupted run had finished; None where none was gone on with.
+        log: Folder of the log files; None where nothing was done.
+        curves: The picture of the run.
+        damaged: Images that could not be read.
     """
 
     best: Checkpoint
@@ -34,7 +41,10 @@ class TrainResult:
     top1: float
     seconds: float
     up_to_date: bool
-    resumed_from: int = 0
+    resumed_from: int | None = None
+    log: Path | None = None
+    curves: Path | None = None
+    damaged: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -51,6 +61,9 @@ class TrainResult:
             "seconds": round(self.seconds, 3),
             "up_to_date": self.up_to_date,
             "resumed_from": self.resumed_from,
+            "log": str(self.log) if self.log else None,
+            "curves": str(self.curves) if self.curves else None,
+            "damaged": list(self.damaged),
         }
 
 
@@ -59,21 +72,29 @@ def train_recipe(
     *,
     workspace: Workspace,
     overrides: Sequence[str] = (),
+    resume: bool = False,
     force: bool = False,
     on_progress: Progress | None = None,
-) -> TrainResult:
-    """Train a recipe into the workspace; a run that was interrupted goes on after its last finished epoch.
+    tell: Callable[[str], None] = lambda _: None,
+) -> TrainResult | None:
+    """Train a recipe into the workspace.
 
     Args:
         recipe: A shipped recipe's name, or a path.
         workspace: Where `<recipe>.best.ckpt` and `<recipe>.last.ckpt` go.
         overrides: `section.field=value`, each over the recipe's own.
-        force: Replace files that vexport did not write.
-        on_progress: Called with the epochs done, all epochs, and the last epoch's loss, slope, top1 and top1_model.
+        resume: Go on from the last checkpoint of an unfinished run of this recipe; start anew where there is none.
+        force: Replace files that vexport did not write, and an unfinished run.
+        on_progress: Called with the epochs done, all epochs, and figures: at the end of an epoch loss, slope, top1,
+            top1_model; always images_per_s, data_wait (a share) and eta_s once training runs.
+        tell: Told what a reader of the terminal should know.
+
+    Returns:
+        The result; None in every process but the first, where several train together.
 
     Raises:
-        RecipeError: there is no such recipe, or it has errors.
-        InputError: its model is unknown, or its images are too small for it.
+        RecipeError: there is no such recipe, it has errors, or it does not fit its data or this machine.
+        InputError: its model is unknown, its images are too small for it, or an unfinished run is in the way.
         MissingDependencyError: the training extra is not installed.
         TrainingError: the loss is no longer finite; the last good checkpoint is kept.
         WorkspaceError: a file is in the way, the disk is full or the folder may not be written.
@@ -81,40 +102,129 @@ def train_recipe(
     started = time.perf_counter()
     plan = load_recipe(recipe, overrides)
     options = {"recipe": plan.name, "recipe_hash": recipe_hash(plan)}
-    versions = tool_versions("torch", "timm", "lightning", "scikit-learn", "numpy")
-    before = {
-        which: up_to_date(
-            Checkpoint,
-            workspace.root / f"{plan.name}.{which}.ckpt",
-            parent=None,
-            options=options,
-            versions=versions,
-        )
-        for which in ("best", "last")
-    }
-    best, last = before["best"], before["last"]
-    done = int(last.facts["epoch"]) if last is not None else 0
-    if best is not None and last is not None and done >= plan.epochs:
+    versions = tool_versions("torch", "torchvision", "timm", "lightning", "scikit-learn", "numpy", "pillow")
+    done = _finished(plan, workspace, options, versions)
+    if done is not None:
+        best, last = done
         return TrainResult(best, last, best.facts["top1"], time.perf_counter() - started, up_to_date=True)
 
     # Here, and not above: importing Lightning takes seconds that an up-to-date run need not wait for.
     from vexport.train.fit import fit
 
-    resume = last.path if last is not None and 0 < done < plan.epochs else None
+    target = workspace.root / f"{plan.name}.last.ckpt"
+    position = _unfinished(plan, target, options, versions, resume=resume, force=force, tell=tell)
     trained = fit(
         plan,
         workspace.root,
         options=options,
         versions=versions,
         progress=on_progress,
-        resume=resume,
+        resume=target if position is not None else None,
+        init_from=_init_from(plan, workspace, tell) if position is None else None,
         force=force,
+        tell=tell,
     )
+    if trained is None:
+        return None
     return TrainResult(
         trained.best,
         trained.last,
         trained.best.facts["top1"],
         time.perf_counter() - started,
         up_to_date=False,
-        resumed_from=done if resume else 0,
+        resumed_from=position.epoch if position is not None else None,
+        log=trained.log,
+        curves=trained.curves,
+        damaged=trained.damaged,
+    )
+
+
+def _finished(
+    plan: Recipe, workspace: Workspace, options: Mapping[str, Any], versions: Mapping[str, str]
+) -> tuple[Checkpoint, Checkpoint] | None:
+    """Both checkpoints, where the same recipe was trained to its end with the same versions."""
+    best, last = (
+        up_to_date(
+            Checkpoint, workspace.root / f"{plan.name}.{which}.ckpt", parent=None, options=options, versions=versions
+        )
+        for which in ("best", "last")
+    )
+    if best is None or last is None or last.facts["epoch"] < plan.epochs:
+        return None
+    return best, last
+
+
+def _unfinished(
+    plan: Recipe,
+    target: Path,
+    options: Mapping[str, Any],
+    versions: Mapping[str, str],
+    *,
+    resume: bool,
+    force: bool,
+    tell: Callable[[str], None],
+) -> Position | None:
+    """Where to go on from; None to start anew.
+
+    Raises:
+        InputError: an unfinished run is in the way, or was of another recipe.
+    """
+    from vexport.train.checkpoints import find_last, read_position, read_recipe
+
+    manifest = find_last(target)
+    if manifest is None:
+        if resume:
+            tell(f"there is no run in {target.parent} to go on with: this one starts anew")
+        return None
+    position, before = read_position(target), read_recipe(target)
+    if position.epoch >= int(before.get("epochs", 0)):
+        return None  # a finished run of another recipe, or with other versions: vexport may replace what it wrote
+    if manifest.options != options:
+        changed = sorted(_differences(before, plan.to_json()))
+        if resume or not force:
+            raise InputError(
+                f"{target} is of an unfinished run of another recipe, after {position.epoch} epochs",
+                details=[f"changed: {line}" for line in changed],
+                hint="undo the changes and give --resume, name the new run with --set name=..., or give --force to "
+                "start anew",
+            )
+        return None
+    if not resume:
+        if not force:
+            raise InputError(
+                f"{target} is of an unfinished run of this recipe (epoch {position.epoch} of {plan.epochs})",
+                hint="--resume goes on with it, --force starts anew",
+            )
+        return None
+    if manifest.versions != versions:
+        other = [name for name in versions if manifest.versions.get(name) != versions[name]]
+        tell(f"note: {', '.join(other)} changed since: the weights need not equal those of an uninterrupted run")
+    return position
+
+
+def _differences(before: Any, now: Any, at: str = "") -> list[str]:
+    """Fields of two recipes that differ, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys((*before, *now)))
+        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{at}.{key}".lstrip("."))]
+    return [] if before == now else [f"{at}: {before} then, {now} now"]
+
+
+def _init_from(plan: Recipe, workspace: Workspace, tell: Callable[[str], None]) -> Path | None:
+    """The checkpoint to start from: a path, or the best of another recipe in the workspace.
+
+    Raises:
+        InputError: there is none.
+    """
+    named = plan.network.init_from
+    if named is None:
+        return None
+    for path in (Path(named), workspace.root / f"{named}.best.ckpt"):
+        if path.is_file():
+            tell(f"starting from {path}")
+            return path
+    raise InputError(
+        f"network.init_from {named}: there is neither this file nor {workspace.root / f'{named}.best.ckpt'}",
+        hint=f"train it first (vexport train {named}), give a checkpoint with --set network.init_from=FILE, or start "
+        "fresh with --set network.init_from=null",
     )

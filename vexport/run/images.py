@@ -46,7 +46,7 @@ def load_images(folder: Path, preprocessing: Preprocessing, limit: int = 16) -> 
     Raises:
         InputError: there is no such folder, no image in it, one is damaged, or the preprocessing makes no sense.
     """
-    _require_sound(preprocessing)
+    require_sound(preprocessing)
     if limit < 1:
         raise InputError(f"{limit} images are no images", hint="give a limit of at least 1")
     return np.stack([load_image(path, preprocessing) for path in choose_images(folder, limit)])
@@ -69,9 +69,32 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         InputError: there is no such folder, or no image in it.
     """
+    require_folder(folder)
+    found = list_images(folder)
+    if not found:
+        raise InputError(
+            f"there is no image in {folder}", hint=f"images end in {' '.join(sorted(SUFFIXES))}; subfolders count"
+        )
+    return found
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse a path at which there is no folder.
+
+    Raises:
+        InputError: it is missing, or a file.
+    """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise InputError(f"the image folder {folder} {what}", hint="give a folder of images")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """As `find_images`; an empty list where there is none.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}", hint="check its permissions") from error
@@ -79,13 +102,13 @@ def find_images(folder: Path) -> list[Path]:
     found = []
     for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
-        found += [Path(root, name) for name in names]
-    if not found:
-        raise InputError(
-            f"there is no image in {folder}", hint=f"images end in {' '.join(sorted(SUFFIXES))}; subfolders count"
-        )
+        found += [Path(root, name) for name in files if is_image(name)]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image; a hidden one's is not."""
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
 
 
 def load_image(path: Path, preprocessing: Preprocessing) -> Array:
@@ -136,12 +159,25 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
     return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
+def describe_preparation(preprocessing: Preprocessing) -> str:
+    """The steps in words, as `shorter side to 256 (bicubic), centre 224x224 (crop 0.875)`."""
+    _, height, width = preprocessing.input_size
+    scaled = [math.floor(side / preprocessing.crop_pct) for side in (height, width)]
+    target = f"shorter side to {scaled[0]}" if scaled[0] == scaled[1] else f"to cover {scaled[0]}x{scaled[1]}"
+    return f"{target} ({preprocessing.interpolation}), centre {height}x{width} (crop {preprocessing.crop_pct:g})"
+
+
 def _crop_offset(side: int, crop: int) -> int:
     """Where the centre crop begins; below 0 where the image is the smaller one."""
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
 
 
-def _require_sound(preprocessing: Preprocessing) -> None:
+def require_sound(preprocessing: Preprocessing) -> None:
+    """Refuse preprocessing that no image survives.
+
+    Raises:
+        InputError: with every reason.
+    """
     channels, height, width = preprocessing.input_size
     problems = []
     if channels not in MODES:

@@ -59,6 +59,28 @@ def batch_range(runner: Runner) -> tuple[int, int | None]:
     return found
 
 
+def answer(runner: Runner, images: Array) -> Array:
+    """Logits of any number of images, whatever batch the runner takes.
+
+    Where the images do not fill its least batch, the last one is repeated and its further answers are dropped.
+
+    Args:
+        runner: Any.
+        images: (N, C, H, W), at least one.
+
+    Returns:
+        (N, classes).
+    """
+    least, most = batch_range(runner)
+    parts = []
+    for start in range(0, len(images), most or len(images)):
+        part = images[start : start + (most or len(images))]
+        missing = max(0, least - len(part))
+        padded = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+        parts.append(runner(padded)[: len(part)])
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
 def require_images(images: Array, shape: tuple[int | None, ...], dtypes: Sequence[str] = ("float32",)) -> None:
     """Refuse images that a network does not take.
 

@@ -12,11 +12,50 @@ import torch
 from vexport.artifacts import Checkpoint, Manifest
 from vexport.deps import needs
 from vexport.train.module import TrainingModule
-from vexport.workspace import load_artifact, stage
+from vexport.workspace import hash_file, read_manifest, stage
 
 with needs("train"):
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands.
+
+    Args:
+        epoch: Completed epochs.
+        batches: Micro-batches of the next one that each device has done.
+        run: The run's number, for its log files.
+    """
+
+    epoch: int = 0
+    batches: int = 0
+    run: int = 1
+
+
+def read_position(checkpoint: Path) -> Position:
+    """Where the run stood that wrote a last checkpoint.
+
+    The file itself is asked: its manifest is written first, and after a crash may tell of the next one.
+    """
+    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    card = loaded["vexport"]
+    return Position(int(loaded["epoch"]), int(card.get("batches", 0)), int(card.get("run", 1)))
+
+
+def read_recipe(checkpoint: Path) -> dict[str, Any]:
+    """The recipe that a checkpoint was trained by, as plain types."""
+    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return dict(loaded["vexport"].get("recipe", {}))
+
+
+def find_last(path: Path) -> Manifest | None:
+    """The manifest of a checkpoint that is whole: that of the file, or of the next one where a crash came between."""
+    manifest = read_manifest(path)
+    if manifest is None or manifest.kind != Checkpoint.kind or not path.is_file():
+        return None
+    return manifest if hash_file(path) in (manifest.sha256, manifest.replaces) else None
 
 
 @dataclass(frozen=True)
@@ -55,6 +94,7 @@ class WriteCheckpoints(Callback):
         options: The request, for the manifests.
         facts: What is true of both files (network, form, preprocessing ...).
         versions: Likewise.
+        every_steps: Write the last one within an epoch too, after so many steps.
         force: Replace files that vexport did not write.
     """
 
@@ -65,10 +105,11 @@ class WriteCheckpoints(Callback):
         options: Mapping[str, Any],
         facts: Mapping[str, Any],
         versions: Mapping[str, str],
+        every_steps: int | None = None,
         force: bool = False,
     ) -> None:
         self._targets, self._options, self._facts = targets, dict(options), dict(facts)
-        self._versions, self._force = dict(versions), force
+        self._versions, self._every_steps, self._force = dict(versions), every_steps, force
         self._best_key: list[float] | None = None
         self.best: Checkpoint | None = None
         self.last: Checkpoint | None = None
@@ -78,31 +119,39 @@ class WriteCheckpoints(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best so far, if its file is still there."""
-        best = load_artifact(self._targets.best)
-        if isinstance(best, Checkpoint) and best.manifest.options == self._options:
-            self.best, self._best_key = best, state_dict["best_key"]
+        manifest = find_last(self._targets.best)
+        if manifest is not None and manifest.options == self._options:
+            self.best, self._best_key = Checkpoint(self._targets.best, manifest), state_dict["best_key"]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        due = self._every_steps is not None and trainer.global_step % self._every_steps == 0
+        # The last step of an epoch is followed by the epoch's own checkpoint.
+        if due and pl_module.ends_step(batch_idx) and batch_idx + 1 < trainer.num_training_batches:
+            pl_module.look_at_losses()  # a checkpoint of weights that have broken is none
+            self._write(self._targets.last, trainer, pl_module, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, TrainingModule)
+        pl_module.finished_epochs = trainer.current_epoch + 1
         score = pl_module.scores["ema"]
         key = [float(score.correct), -score.loss]
         if pl_module.slope == 1.0 and (self._best_key is None or key > self._best_key):
             self._best_key = key
-            self.best = self._publish(self._targets.best, trainer, pl_module, weights_only=True)
-        self.last = self._publish(self._targets.last, trainer, pl_module, weights_only=False)
+            self.best = self._write(self._targets.best, trainer, pl_module, 0, weights_only=True)
+        self.last = self._write(self._targets.last, trainer, pl_module, 0)
 
-    def _publish(self, target: Path, trainer: Trainer, module: TrainingModule, *, weights_only: bool) -> Checkpoint:
-        ema, model = module.scores["ema"], module.scores["model"]
-        facts = {
-            **self._facts,
-            "slope": module.slope,
-            "epoch": trainer.current_epoch + 1,
-            "top1": ema.top1,
-            "correct": ema.correct,
-            "total": ema.total,
-            "top1_model": model.top1,
-            "correct_model": model.correct,
-        }
+    def _write(
+        self, target: Path, trainer: Trainer, module: TrainingModule, batches: int, *, weights_only: bool = False
+    ) -> Checkpoint | None:
+        """Every process takes part, the first one writes."""
+        module.finished_batches = batches
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(target, weights_only=weights_only)
+            return None
+        facts = {**self._facts, "slope": module.slope, "epoch": module.finished_epochs, **_scores(module)}
+        if batches:
+            facts["batches"] = batches
 
         def describe(sha256: str, size_bytes: int) -> Manifest:
             return Manifest(
@@ -112,3 +161,17 @@ class WriteCheckpoints(Callback):
         with stage(target, force=self._force) as staging:
             trainer.save_checkpoint(staging.path, weights_only=weights_only)
             return staging.publish(Checkpoint, describe)
+
+
+def _scores(module: TrainingModule) -> dict[str, Any]:
+    """Right answers on held-out images, as of the last epoch's end."""
+    if not module.scores:
+        return {}
+    ema, model = module.scores["ema"], module.scores["model"]
+    return {
+        "top1": ema.top1,
+        "correct": ema.correct,
+        "total": ema.total,
+        "top1_model": model.top1,
+        "correct_model": model.correct,
+    }

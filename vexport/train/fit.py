@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,29 +15,52 @@ from torch.optim import Optimizer
 
 from vexport.artifacts import Checkpoint
 from vexport.deps import needs
-from vexport.errors import RecipeError, TrainingError
+from vexport.errors import TrainingError
 from vexport.model.build import build_network
+from vexport.model.checkpoint import load_checkpoint
+from vexport.model.vanillanet import VanillaNet
 from vexport.model.variants import NetworkSpec, make_spec
 from vexport.recipe import Recipe
-from vexport.train.checkpoints import PlainCheckpointIO, Targets, WriteCheckpoints
-from vexport.train.data import Data, RandomAffine, load_data, make_loaders
-from vexport.train.module import SmoothedBCE, TrainingModule
+from vexport.train.average import AverageWeights
+from vexport.train.checkpoints import PlainCheckpointIO, Position, Targets, WriteCheckpoints, read_position
+from vexport.train.data import TrainingData, load_data
+from vexport.train.devices import Devices, find_devices
+from vexport.train.loading import CountDamaged, Loading, steps_per_epoch
+from vexport.train.log import Progress, Watch, draw_curves, log_folder, make_loggers, next_run
+from vexport.train.losses import make_loss
+from vexport.train.manners import interrupts_pass, quiet
+from vexport.train.module import Schedule, TrainingModule
+from vexport.train.ranks import is_first_process
+from vexport.train.sampling import Layout
+from vexport.train.seeding import callers_random_state, seed_all
 from vexport.train.slope import SlopeSchedule
+from vexport.train.transfer import carry_over
 from vexport.workspace import stage
 
 with needs("train"):
     from lightning.pytorch import Callback, Trainer
 
-Progress = Callable[[int, int, Mapping[str, float]], None]
-CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+Tell = Callable[[str], None]
+PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The checkpoints of a finished run: the best and the last."""
+    """A finished run, as the first process sees it.
+
+    Args:
+        best: The checkpoint to fuse.
+        last: The state after the last epoch.
+        log: Folder of the log files.
+        curves: The picture of loss, accuracy, learning rate and slope.
+        damaged: Files that could not be read.
+    """
 
     best: Checkpoint
     last: Checkpoint
+    log: Path
+    curves: Path | None
+    damaged: tuple[str, ...]
 
 
 def fit(
@@ -52,58 +71,95 @@ def fit(
     versions: Mapping[str, str],
     progress: Progress | None = None,
     resume: Path | None = None,
+    init_from: Path | None = None,
     force: bool = False,
-) -> Trained:
+    tell: Tell = lambda _: None,
+) -> Trained | None:
     """Train a recipe's network; the same recipe gives the same weights on one machine.
 
     Args:
         recipe: What to train.
-        folder: Where `<recipe>.best.ckpt` and `<recipe>.last.ckpt` go, each with its manifest.
+        folder: Where `<recipe>.best.ckpt` and `<recipe>.last.ckpt` go, each with its manifest, and the log files.
         options: The request, for the manifests.
         versions: Of the libraries that shape the weights, likewise.
-        progress: Called with the epochs done, all epochs, and figures of the last epoch (none before the first).
+        progress: See `Watch`.
         resume: A last checkpoint of the same recipe to go on from.
+        init_from: A checkpoint whose weights are the start, as far as they fit.
         force: Replace files that vexport did not write.
+        tell: Told what a reader of the terminal should know.
+
+    Returns:
+        The run; None in every process but the first.
 
     Raises:
         RecipeError: the recipe does not fit its data or this machine.
-        InputError: the recipe's model is unknown, or its images are too small for it.
+        InputError: the recipe's model is unknown, its images are too small for it, or too many are damaged.
         TrainingError: the loss is no longer finite; the last good checkpoint is kept.
         WorkspaceError: a file is in the way, the disk is full or the folder may not be written.
-        KeyboardInterrupt: the user stopped it; the last finished epoch is kept.
+        KeyboardInterrupt: the user stopped it; the last checkpoint is kept.
     """
     targets = Targets.of(recipe.name, folder)
-    for target in (targets.best, targets.last):
-        with stage(target, force=force):
-            pass  # what would refuse the files after the first epoch refuses them now
-    data = load_data(recipe.data)
-    train_loader, held_out_loader = make_loaders(data, recipe.batch_size, recipe.seed)
-    spec = _spec(recipe, data)
-    writer = WriteCheckpoints(targets, options=options, facts=_facts(spec, data), versions=versions, force=force)
-    ramp = recipe.deep_training
-    callbacks = [SlopeSchedule(ramp.decay_epochs, decay=ramp.decay, per=ramp.per), writer]
-    if progress is not None:
-        callbacks.append(_Report(progress))
-    with _quiet(), _interrupts_pass(), torch.random.fork_rng(devices=[0] if torch.cuda.is_available() else []):
-        torch.manual_seed(recipe.seed)
-        module = _module(recipe, spec, data, versions)
-        trainer = _trainer(recipe, callbacks)
+    if is_first_process():
+        for target in (targets.best, targets.last):
+            with stage(target, force=force):
+                pass  # what would refuse the files after the first epoch refuses them now
+    devices = find_devices(recipe)
+    position = read_position(resume) if resume else Position(run=next_run(folder, recipe.name))
+    with quiet(), interrupts_pass(), callers_random_state():
+        data = load_data(recipe)
+        layout = Layout.of(recipe.batch_size, recipe.compute.micro_batch, devices.world)
+        steps = steps_per_epoch(data, layout)
+        spec = _spec(recipe, data)
+        seed_all(recipe.seed)
+        network = build_network(spec, drop_rate=recipe.network.drop_rate)
+        if init_from is not None and resume is None:
+            for block in carry_over(network, spec, load_checkpoint(init_from)):
+                tell(f"  {block}")
+        module = _module(recipe, spec, data, layout, network, _card(recipe, spec, data, versions, position.run))
+        damaged = CountDamaged(data.max_damaged)
+        writer = WriteCheckpoints(
+            targets,
+            options=options,
+            facts=_facts(spec, data),
+            versions=versions,
+            every_steps=recipe.checkpoint.every_steps,
+            force=force,
+        )
+        ramp = recipe.deep_training
+        callbacks: list[Callback] = [
+            SlopeSchedule(ramp.decay_epochs, decay=ramp.decay, per=ramp.per),
+            damaged,
+            AverageWeights(),
+            writer,
+            Watch(progress if is_first_process() else None),  # an epoch that is reported has its checkpoint
+        ]
+        log = log_folder(folder, recipe.name, position.run)
+        trainer = _trainer(recipe, devices, layout, callbacks, log, steps if data.streamed else None)
+        loading = Loading(data, layout, recipe.seed, epoch=position.epoch, start=position.batches)
         try:
-            trainer.fit(module, train_loader, held_out_loader, ckpt_path=resume)
+            trainer.fit(module, datamodule=loading, ckpt_path=resume)
         except TrainingError as error:
-            error.details = (*error.details, _kept(writer, targets))
+            error.details = (*error.details, _kept(targets))
             raise
+        finally:
+            for logger in trainer.loggers:
+                with contextlib.suppress(OSError):
+                    logger.finalize("stopped")
+    if not trainer.is_global_zero:
+        return None
     assert writer.best is not None, "load_recipe leaves an epoch at slope 1"
     assert writer.last is not None
-    return Trained(writer.best, writer.last)
+    title = f"{recipe.name}: {spec.variant}, best {writer.best.facts['top1']:.1f} % held out"
+    return Trained(writer.best, writer.last, log, draw_curves(log, title), tuple(damaged.names))
 
 
-def _spec(recipe: Recipe, data: Data) -> NetworkSpec:
+def _spec(recipe: Recipe, data: TrainingData) -> NetworkSpec:
     network = recipe.network
     channels, height, width = data.preprocessing.input_size
     spec = make_spec(
         network.model,
         width=network.width,
+        stem_stride=network.stem_stride,
         act_num=network.act_num,
         num_classes=len(data.class_names),
         in_chans=channels,
@@ -113,7 +169,7 @@ def _spec(recipe: Recipe, data: Data) -> NetworkSpec:
     return spec
 
 
-def _facts(spec: NetworkSpec, data: Data) -> dict[str, Any]:
+def _facts(spec: NetworkSpec, data: TrainingData) -> dict[str, Any]:
     return {
         "model": spec.variant,
         "form": "training",
@@ -123,54 +179,83 @@ def _facts(spec: NetworkSpec, data: Data) -> dict[str, Any]:
     }
 
 
-def _module(recipe: Recipe, spec: NetworkSpec, data: Data, versions: Mapping[str, str]) -> TrainingModule:
+def _card(
+    recipe: Recipe, spec: NetworkSpec, data: TrainingData, versions: Mapping[str, str], run: int
+) -> dict[str, Any]:
+    return {
+        "network": spec.to_json(),
+        "preprocessing": data.preprocessing.to_json(),
+        "class_names": list(data.class_names),
+        "recipe": recipe.to_json(),
+        "recipe_name": recipe.name,
+        "versions": dict(versions),
+        "run": run,
+    }
+
+
+def _module(
+    recipe: Recipe,
+    spec: NetworkSpec,
+    data: TrainingData,
+    layout: Layout,
+    network: VanillaNet,
+    card: Mapping[str, Any],
+) -> TrainingModule:
+    chosen, compute = recipe.optimizer, recipe.compute
+
     def make_optimizer(network: nn.Module) -> Optimizer:
-        chosen = recipe.optimizer
+        betas: dict[str, Any] = {} if chosen.name == "sgd" else {"betas": chosen.betas}
         made: Optimizer = create_optimizer_v2(
-            network, opt=chosen.name, lr=chosen.lr, weight_decay=chosen.weight_decay, momentum=0.9
+            network,
+            opt=chosen.name,
+            lr=chosen.lr,
+            weight_decay=chosen.weight_decay,
+            momentum=chosen.momentum,
+            layer_decay=chosen.layer_decay,
+            **betas,
         )
         return made
 
-    smoothing = recipe.loss.label_smoothing
-    moves, preprocessing = recipe.data.augment, data.preprocessing
     return TrainingModule(
-        build_network(spec, drop_rate=recipe.network.drop_rate),
-        loss=SmoothedBCE(smoothing) if recipe.loss.name == "bce" else nn.CrossEntropyLoss(label_smoothing=smoothing),
+        network,
+        loss=make_loss(recipe, spec.num_classes, data.preprocessing.input_size, mixes_labels=data.mixes_labels),
         make_optimizer=make_optimizer,
-        augment=RandomAffine(
-            rotate_deg=moves.rotate_deg,
-            scale=moves.scale,
-            shift=moves.shift,
-            fill=-preprocessing.mean[0] / preprocessing.std[0],
-        ),
+        mix=data.mix,
         ema_decay=recipe.ema.decay,
         ema_warmup=recipe.ema.warmup,
-        warmup_epochs=recipe.schedule.warmup_epochs,
-        min_lr=recipe.schedule.min_lr,
+        schedule=Schedule(recipe.schedule.warmup_epochs, recipe.schedule.min_lr),
+        layout=layout,
         seed=recipe.seed,
-        card={
-            "network": spec.to_json(),
-            "preprocessing": preprocessing.to_json(),
-            "class_names": list(data.class_names),
-            "recipe": recipe.to_json(),
-            "recipe_name": recipe.name,
-            "versions": dict(versions),
-        },
+        card=card,
+        channels_last=compute.channels_last,
+        compiled=compute.compile,
+        held_out_shared=not data.streamed,
     )
 
 
-def _trainer(recipe: Recipe, callbacks: list[Callback]) -> Trainer:
-    if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("device: cuda was asked for, and there is none", hint="--set device=auto")
-    on_gpu = recipe.device != "cpu" and torch.cuda.is_available()
+def _trainer(
+    recipe: Recipe,
+    devices: Devices,
+    layout: Layout,
+    callbacks: list[Callback],
+    log: Path,
+    batches: int | None,
+) -> Trainer:
     return Trainer(
-        accelerator="cuda" if on_gpu else "cpu",
-        devices=1,
+        accelerator=devices.kind,
+        devices=devices.per_node,
+        num_nodes=devices.nodes,
+        strategy="ddp" if devices.world > 1 else "auto",
+        precision=PRECISIONS[recipe.compute.precision],  # type: ignore[arg-type]
+        sync_batchnorm=recipe.compute.sync_bn,
+        accumulate_grad_batches=layout.accumulate,
+        gradient_clip_val=recipe.optimizer.clip_norm,
+        limit_train_batches=batches * layout.accumulate if batches is not None else 1.0,
         max_epochs=recipe.epochs,
         callbacks=callbacks,
         plugins=[PlainCheckpointIO()],
-        # Everything that would write into the user's folder or to the terminal.
-        logger=False,
+        logger=make_loggers(log) if is_first_process() else False,
+        # Everything else that would write into the user's folder or to the terminal.
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -179,66 +264,9 @@ def _trainer(recipe: Recipe, callbacks: list[Callback]) -> Trainer:
     )
 
 
-def _kept(writer: WriteCheckpoints, targets: Targets) -> str:
-    if writer.last is not None:
-        return f"{targets.last} holds the state after epoch {writer.last.facts['epoch']}"
+def _kept(targets: Targets) -> str:
+    if targets.last.is_file():
+        position = read_position(targets.last)
+        within = f" and {position.batches} batches of the next" if position.batches else ""
+        return f"{targets.last} holds the state after epoch {position.epoch}{within}"
     return "no epoch was finished, so there is no checkpoint of this run"
-
-
-class _Report(Callback):
-    """Tells the caller how far training is."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._progress(trainer.current_epoch, trainer.max_epochs or 0, {})
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        figures = {
-            "loss": pl_module.mean_loss,
-            "slope": pl_module.slope,
-            "top1": pl_module.scores["ema"].top1,
-            "top1_model": pl_module.scores["model"].top1,
-        }
-        self._progress(trainer.current_epoch + 1, trainer.max_epochs or 0, figures)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's tips and its advice on workers; errors still come through."""
-    loggers = [logging.getLogger(name) for name in CHATTY]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _interrupts_pass() -> Iterator[None]:
-    """Let KeyboardInterrupt through, where Lightning exits with code 1 and ignores further SIGINTs.
-
-    Raises:
-        SystemExit: on SIGTERM, with the code that says so; Lightning's own has none, and would pass for success.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        if error.code is None:
-            raise SystemExit(128 + signal.SIGTERM) from error
-        raise
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, before)

@@ -16,13 +16,17 @@ from torch.optim import Optimizer
 from vexport.deps import needs
 from vexport.errors import TrainingError
 from vexport.model.vanillanet import VanillaNet
-from vexport.train.data import epoch_seed
+from vexport.train.data import UNREADABLE, Batch
+from vexport.train.ranks import copy_from_first, is_distributed, sum_over_ranks
+from vexport.train.sampling import Layout
+from vexport.train.seeding import derive_seed, seed_all
 
 with needs("train"):
     from lightning.pytorch import LightningModule
 
-Batch = tuple[Tensor, Tensor]
 DIVERGED = "lower optimizer.lr, or lengthen schedule.warmup_epochs"
+# How often a device is asked for its losses: each time it has to finish what it has been given.
+LOOK_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -45,21 +49,17 @@ class Score:
         return 100.0 * self.correct / self.total
 
 
-class SmoothedBCE(nn.Module):
-    """Binary cross-entropy per class against smoothed one-hot targets.
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate's course.
 
     Args:
-        smoothing: Share of the target that is spread over all classes.
+        warmup_epochs: Of a linear rise.
+        min_lr: At the end of the half cosine that follows.
     """
 
-    def __init__(self, smoothing: float) -> None:
-        super().__init__()
-        self.smoothing = smoothing
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        classes = logits.shape[1]
-        target = F.one_hot(labels, classes).to(logits.dtype) * (1 - self.smoothing) + self.smoothing / classes
-        return F.binary_cross_entropy_with_logits(logits, target)
+    warmup_epochs: float
+    min_lr: float
 
 
 class TrainingModule(LightningModule):
@@ -67,40 +67,52 @@ class TrainingModule(LightningModule):
 
     Args:
         network: In training form.
-        loss: Of logits (N, classes) and labels (N,).
+        loss: Of logits (N, classes), and classes (N,) or soft targets (N, classes), and the images (N, C, H, W).
         make_optimizer: Makes the optimiser from the network.
-        augment: Applied to each batch of training images.
+        mix: Random moves of a batch: images and classes to images and classes or soft targets.
         ema_decay: Of the moving average, once warmed up.
         ema_warmup: Let its decay grow from 0.
-        warmup_epochs: Of the learning rate.
-        min_lr: Learning rate at the end.
-        seed: Of what is random in an epoch.
+        schedule: Of the learning rate.
+        layout: How a step's images are shared.
+        seed: Of what is random.
         card: Plain facts for the checkpoint's `vexport` entry (network, preprocessing, recipe ...).
+        channels_last: Whether images lie in memory pixel by pixel.
+        compiled: Whether torch.compile makes the network's step.
+        held_out_shared: Whether each device sees its part of the held-out images, and not all of them.
     """
 
     def __init__(
         self,
         network: VanillaNet,
         *,
-        loss: nn.Module,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         make_optimizer: Callable[[nn.Module], Optimizer],
-        augment: nn.Module,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         ema_decay: float,
         ema_warmup: bool,
-        warmup_epochs: float,
-        min_lr: float,
+        schedule: Schedule,
+        layout: Layout,
         seed: int,
         card: Mapping[str, Any],
+        channels_last: bool = False,
+        compiled: bool = False,
+        held_out_shared: bool = True,
     ) -> None:
         super().__init__()
-        self.network, self.loss, self.augment = network, loss, augment
+        self._memory = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self._memory)
         self.ema = ModelEmaV3(network, decay=ema_decay, use_warmup=ema_warmup)
         self.ema.module.requires_grad_(False)
+        # Not modules of this one: their weights do not belong into its checkpoints.
+        self._plain: dict[str, Any] = {"loss": loss, "forward": torch.compile(network) if compiled else network}
         self.card = dict(card)
         self.scores: dict[str, Score] = {}
-        self.mean_loss = float("nan")
-        self._make_optimizer = make_optimizer
-        self._warmup_epochs, self._min_lr, self._seed = warmup_epochs, min_lr, seed
+        self.mean_loss = self.recent_loss = float("nan")
+        self._make_optimizer, self._mix, self._schedule = make_optimizer, mix, schedule
+        self.layout, self.seed, self._held_out_shared = layout, seed, held_out_shared
+        self._losses: list[Tensor] = []  # of this epoch's steps that were not looked at yet
+        self._seen = [0.0, 0]  # sum and count of those that were
+        self.finished_epochs = self.finished_batches = 0  # told by whoever writes checkpoints
 
     @property
     def slope(self) -> float:
@@ -112,17 +124,21 @@ class TrainingModule(LightningModule):
         self.network.set_slope(slope)
         self.ema.module.set_slope(slope)
 
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether the optimiser stepped with this micro-batch."""
+        return (batch_idx + 1) % self.layout.accumulate == 0
+
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.network)
         steps = int(self.trainer.estimated_stepping_batches)
-        warmup = round(steps * self._warmup_epochs / (self.trainer.max_epochs or 1))
+        warmup = round(steps * self._schedule.warmup_epochs / (self.trainer.max_epochs or 1))
         # timm starts the warm-up at warmup_lr_init; at 0 the first step would do nothing.
         scheduler = CosineLRScheduler(
             optimizer,
             t_initial=max(1, steps - warmup),
-            lr_min=self._min_lr,
+            lr_min=self._schedule.min_lr,
             warmup_t=warmup,
-            warmup_lr_init=optimizer.param_groups[0]["lr"] / (warmup + 1),
+            warmup_lr_init=optimizer.defaults["lr"] / (warmup + 1),
             warmup_prefix=True,
             t_in_epochs=False,
         )
@@ -136,56 +152,91 @@ class TrainingModule(LightningModule):
         # Lightning leaves each module in the mode it finds; networks are built for evaluation.
         self.network.train()
         self.ema.eval()
+        loss = self._plain["loss"]
+        if isinstance(loss, nn.Module):
+            loss.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(epoch_seed(self._seed, self.current_epoch))
-        self._losses: list[Tensor] = []
+        self._losses, self._seen = [], [0.0, 0]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        place = self.layout.place(batch_idx, self.trainer.global_rank)
+        seed_all(derive_seed(self.seed, "batch", self.current_epoch, place))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss: Tensor = self.loss(self.network(self.augment(images)), labels)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {float(loss.detach())} at step {self.global_step} (epoch {self.current_epoch})",
-                hint=DIVERGED,
-            )
+        images, labels, _ = batch
+        images, targets = self._mix(images, labels)
+        images = images.contiguous(memory_format=self._memory)
+        loss: Tensor = self._plain["loss"](self._plain["forward"](images), targets, images)
         self._losses.append(loss.detach())
+        # Nothing is waited for on a CPU, and together all processes have to look at once.
+        if loss.device.type == "cpu" and (is_distributed() or not torch.isfinite(loss)):
+            self.look_at_losses()
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        # Parameters and BatchNorm's running statistics are averaged; whole numbers (num_batches_tracked) are copied.
-        self.ema.update(self.network, step=self.global_step)
+        if len(self._losses) >= LOOK_EVERY * self.layout.accumulate:
+            self.look_at_losses()
+
+    def look_at_losses(self) -> None:
+        """Wait for the device and take the losses since the last look, of all devices; `recent_loss` is their mean.
+
+        Raises:
+            TrainingError: one is not finite; it names the first such step.
+        """
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses).float()
+        losses = sum_over_ranks(losses.clone()) / self.layout.world
+        self._losses = []
+        bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+        if bad:
+            micro = self._seen[1] + bad[0]
+            step = self.current_epoch * (int(self.trainer.num_training_batches) // self.layout.accumulate)
+            step += int(micro) // self.layout.accumulate
+            raise TrainingError(
+                f"the loss is {float(losses[bad[0]])} at step {step} (epoch {self.current_epoch})", hint=DIVERGED
+            )
+        self._seen = [self._seen[0] + float(losses.sum()), self._seen[1] + len(losses)]
+        self.recent_loss = float(losses.mean())
 
     def on_validation_epoch_start(self) -> None:
-        self._answers: dict[str, list[Tensor]] = {"model": [], "ema": []}
-        self._labels: list[Tensor] = []
+        # DDP copies the first process's statistics before each step; after the last one they differ.
+        copy_from_first([*self.network.buffers(), *self.ema.module.buffers()])
+        self._sums = torch.zeros(2, 3, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, labels = batch
-        self._answers["model"].append(self.network(images))
-        self._answers["ema"].append(self.ema.module(images))
-        self._labels.append(labels)
+        images, labels, _ = batch
+        images = images.contiguous(memory_format=self._memory)
+        known = labels != UNREADABLE
+        for row, network in zip(self._sums, (self.network, self.ema.module), strict=True):
+            logits = network(images)[known].float()
+            loss = F.cross_entropy(logits, labels[known], reduction="sum")
+            # A sum over logits that are not finite is not finite either.
+            finite = torch.where(torch.isfinite(logits).all(), 0.0, float("nan"))
+            row += torch.stack([(logits.argmax(1) == labels[known]).sum(), known.sum(), loss.double() + finite])
 
     def on_validation_epoch_end(self) -> None:
-        labels = torch.cat(self._labels)
-        for name, answers in self._answers.items():
-            logits = torch.cat(answers)
-            if not torch.isfinite(logits).all():
+        sums = sum_over_ranks(self._sums) if self._held_out_shared else self._sums
+        for name, (correct, total, loss) in zip(("model", "ema"), sums.tolist(), strict=True):
+            if loss != loss:
                 raise TrainingError(
                     f"the held-out answers of the {name} weights are not finite after step {self.global_step} "
                     f"(epoch {self.current_epoch})",
                     hint=DIVERGED,
                 )
-            correct = int((logits.argmax(1) == labels).sum())
-            self.scores[name] = Score(correct, len(labels), float(F.cross_entropy(logits, labels)))
-        self.mean_loss = float(torch.stack(self._losses).mean())
+            if not total:
+                raise TrainingError("none of the held-out images can be read", hint="copy the data set again")
+            self.scores[name] = Score(int(correct), int(total), loss / total)
+        self.look_at_losses()
+        self.mean_loss = self._seen[0] / self._seen[1] if self._seen[1] else float("nan")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the published names and vexport's facts; the tensors are the ones that Lightning saves, stored once."""
         tensors = checkpoint["state_dict"]
         checkpoint["model"] = _below("network.", tensors)
         checkpoint["model_ema"] = _below("ema.module.", tensors)
-        checkpoint["epoch"] = self.current_epoch + 1  # completed ones; Lightning resumes from `loops` alone
+        checkpoint["epoch"] = self.finished_epochs  # Lightning resumes from `loops` alone
         top1 = self.scores["ema"].top1 if self.scores else None
         checkpoint["vexport"] = {
             "format": 1,
@@ -193,7 +244,13 @@ class TrainingModule(LightningModule):
             "slope": self.slope,
             "slope_ema": float(self.ema.module.slope),
             "top1": top1,
+            "batches": self.finished_batches,
+            "losses": list(self._seen),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._seen = list(checkpoint["vexport"].get("losses", (0.0, 0)))
+        self.finished_epochs = int(checkpoint["epoch"])
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,5 +30,8 @@ class SlopeSchedule(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, TrainingModule)
-        within = batch_idx / trainer.num_training_batches if self.per == "step" else 0.0
+        # By steps of the optimiser: the micro-batches of one step see one network, whoever computes them.
+        per_step = pl_module.layout.accumulate
+        steps = max(1, int(trainer.num_training_batches) // per_step)
+        within = batch_idx // per_step / steps if self.per == "step" else 0.0
         pl_module.set_slope(slope_at(trainer.current_epoch + within, self.decay_epochs, self.decay))

@@ -1,7 +1,7 @@
-"""Recipes: from YAML to frozen models, with every error at once and the line it stands on.
+"""From YAML to a recipe, with every error at once and the line it stands on.
 
 A recipe's first line is a comment with the command that runs it. One that ships with the package is named without a
-path (`quickstart`); anything else is a path.
+path (`quickstart`); anything else is a path. `inherits` names another one whose fields hold where it says nothing.
 """
 
 from __future__ import annotations
@@ -11,133 +11,34 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vexport.errors import RecipeError
+from vexport.recipe.sections import Recipe
 
 Location = tuple[str, ...]
 Finding = tuple[Location, str]
-# The line on which each field stands; 0 for one that an override set.
-Lines = dict[Location, int]
-
-
-def _no_bool(value: object) -> object:
-    # Python counts True as 1, and YAML reads `yes` and `on` as True.
-    if isinstance(value, bool):
-        raise ValueError(f"should be a number, not {str(value).lower()}")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
-Share = Annotated[Float, Field(ge=0, le=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class NetworkSection(_Section):
-    """Which network: a variant, at another width or n where wanted; the data give classes and channels."""
-
-    model: str
-    width: Annotated[Float, Field(gt=0)] = 1.0
-    act_num: Annotated[Int, Field(ge=0)] = 3
-    drop_rate: Annotated[Float, Field(ge=0, lt=1)] = 0.0
-
-
-class DeepTrainingSection(_Section):
-    """The slope's ramp from 0 to 1 over `decay_epochs` (0: none, the slope is 1 throughout), then held."""
-
-    decay_epochs: Annotated[Float, Field(ge=0)] = 100.0
-    decay: Literal["linear", "cosine"] = "linear"
-    per: Literal["step", "epoch"] = "epoch"
-
-
-class AugmentSection(_Section):
-    """Random affine moves of the training images: degrees, and shares of the size and of the side."""
-
-    rotate_deg: Annotated[Float, Field(ge=0, le=180)] = 0.0
-    scale: Annotated[Float, Field(ge=0, lt=1)] = 0.0
-    shift: Share = 0.0
-
-
-class DataSection(_Section):
-    """scikit-learn's digits: which share is held out, from which seed, and the side they are enlarged to."""
-
-    name: Literal["digits"]
-    held_out: Annotated[Float, Field(gt=0, lt=1)] = 0.2
-    split_seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
-    image_size: Annotated[Int, Field(ge=8, le=256)] = 32
-    augment: AugmentSection = AugmentSection()
-
-
-class OptimizerSection(_Section):
-    """Optimiser; one-dimensional tensors and biases get no weight decay."""
-
-    name: Literal["adamw", "lamb", "sgd"] = "lamb"
-    lr: Annotated[Float, Field(gt=0)]
-    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
-
-
-class ScheduleSection(_Section):
-    """Learning rate: linear warm-up, then half a cosine down to `min_lr`."""
-
-    warmup_epochs: Annotated[Float, Field(ge=0)] = 5.0
-    min_lr: Annotated[Float, Field(ge=0)] = 0.0
-
-
-class LossSection(_Section):
-    """Cross-entropy, or the paper's binary cross-entropy per class."""
-
-    name: Literal["bce", "ce"] = "bce"
-    label_smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.1
-
-
-class EmaSection(_Section):
-    """Moving average of the weights; with `warmup` its decay grows from 0, so that a short run averages its end."""
-
-    decay: Annotated[Float, Field(ge=0, lt=1)] = 0.9999
-    warmup: bool = True
-
-
-class Recipe(_Section):
-    """Everything that a training run depends on.
-
-    Args:
-        name: Stem of the files that it writes; the recipe file's stem unless given.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-    seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
-    epochs: Annotated[Int, Field(ge=1)]
-    batch_size: Annotated[Int, Field(ge=2)]  # BatchNorm after the head's pool needs two values per channel
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    network: NetworkSection
-    deep_training: DeepTrainingSection = DeepTrainingSection()
-    data: DataSection
-    optimizer: OptimizerSection
-    schedule: ScheduleSection = ScheduleSection()
-    loss: LossSection = LossSection()
-    ema: EmaSection = EmaSection()
-
-    def to_json(self) -> dict[str, Any]:
-        """The recipe as plain types, defaults included."""
-        return self.model_dump(mode="json")
+# The file and line in which each field stands; None for one that an override set.
+Place = tuple[Path, int] | None
+Lines = dict[Location, Place]
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of a recipe's content; comments, order and spelling of numbers do not matter."""
-    text = json.dumps(recipe.to_json(), sort_keys=True, separators=(",", ":"))
+    """SHA-256 of what shapes the weights; comments, order, spelling of numbers and how the work is shared do not."""
+    plain = recipe.to_json()
+    plain["compute"].pop("devices")
+    plain["data"].pop("workers", None)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def recipes_folder() -> Path:
     """The folder of the recipes that ship with the package: inside a wheel, beside the package in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
 
 
@@ -177,26 +78,28 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     path = find_recipe(name_or_path)
     data, lines, duplicates = _read(path)
-    data.setdefault("name", path.stem)
+    data.setdefault("name", path.stem)  # before what it inherits could give one
+    _inherit(data, lines, duplicates, path)
     refused = [line for override in overrides for line in _override(data, lines, override)]
     findings: list[Finding] = []
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        findings = [_in_words(item) for item in error.errors(include_url=False)]
+        findings = [_in_words(item, data) for item in error.errors(include_url=False)]
     else:
         findings = _check_together(recipe)
         if not (refused or duplicates or findings):
             return recipe
-    located = sorted(duplicates + [(_line_of(lines, at), at, message) for at, message in findings])
+    located = duplicates + [(_place_of(lines, at), at, message) for at, message in findings]
+    located.sort(key=lambda found: (found[0] is not None, (found[0] or (path, 0))[0] != path, found[0] or (), found[1]))
     details = refused + [
-        f"{f'{path}:{line}:' if line else '--set'} {'.'.join(at)}: {message}" for line, at, message in located
+        f"{f'{place[0]}:{place[1]}:' if place else '--set'} {'.'.join(at)}: {message}" for place, at, message in located
     ]
     count = f"{len(details)} error{'s' if len(details) > 1 else ''}"
     raise RecipeError(f"{path} has {count}", details=details, hint="correct the lines above")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Lines, list[tuple[int, Location, str]]]:
+def _read(path: Path) -> tuple[dict[str, Any], Lines, list[tuple[Place, Location, str]]]:
     """A recipe's data, where each of its fields stands, and its duplicate keys."""
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
@@ -219,14 +122,70 @@ def _read(path: Path) -> tuple[dict[str, Any], Lines, list[tuple[int, Location, 
         what = "is empty" if data is None else f"holds a {type(data).__name__}, not fields"
         raise RecipeError(f"{path} {what}", hint=f"a recipe has the fields {', '.join(Recipe.model_fields)}")
     assert node is not None, "there are data"
-    lines: Lines = {(): 1}
+    lines: dict[Location, int] = {(): 1}
     duplicates: list[tuple[int, Location, str]] = []
     _walk(node, (), lines, duplicates, set())
-    return data, lines, duplicates
+    placed: Lines = {at: (path, line) for at, line in lines.items()}
+    return data, placed, [((path, line), at, message) for line, at, message in duplicates]
+
+
+def _inherit(
+    data: dict[str, Any],
+    lines: Lines,
+    duplicates: list[tuple[Place, Location, str]],
+    path: Path,
+    seen: tuple[Path, ...] = (),
+) -> None:
+    """Fill in, in place, what the recipe named by `inherits` says and this one does not.
+
+    Raises:
+        RecipeError: there is none of that name, or it inherits from itself.
+    """
+    named = data.pop("inherits", None)
+    place = lines.pop(("inherits",), None)
+    if named is None:
+        return
+    where = f"{path}:{place[1] if place else 1}"
+    if not isinstance(named, str):
+        raise RecipeError(f"{where}: inherits: should be a recipe's name", hint="as in `inherits: base/imagenet`")
+    candidates = [folder / f"{named.removesuffix('.yaml')}.yaml" for folder in (path.parent, recipes_folder())]
+    base = next((found for found in candidates if found.is_file()), None)
+    if base is None:
+        known = ", ".join(sorted(f"base/{found.stem}" for found in recipes_folder().glob("base/*.yaml")))
+        raise RecipeError(
+            f"{where}: inherits: there is no recipe '{named}'", hint=f"beside this file, or one of {known}"
+        )
+    if base.resolve() in (path.resolve(), *seen):
+        raise RecipeError(f"{where}: inherits: {named} inherits from itself", hint="break the circle")
+    below, below_lines, below_duplicates = _read(base)
+    _inherit(below, below_lines, below_duplicates, base, (path.resolve(), *seen))
+    duplicates += below_duplicates
+    _fill(data, below, lines, below_lines, ())
+
+
+def _fill(data: dict[str, Any], below: dict[str, Any], lines: Lines, below_lines: Lines, at: Location) -> None:
+    """Take over each field that is not there, in place; sections are filled, lists are not."""
+    for key, value in below.items():
+        here = (*at, str(key))
+        other_kind = here == ("data",) and isinstance(value, dict) and _kind(data.get(key)) not in (None, _kind(value))
+        if key in data and isinstance(data[key], dict) and isinstance(value, dict) and not other_kind:
+            data[key] = dict(data[key])  # a copy: two sections may be one object, through an anchor
+            _fill(data[key], value, lines, below_lines, here)
+        elif key not in data:
+            data[key] = value
+            lines.update({inside: line for inside, line in below_lines.items() if inside[: len(here)] == here})
+
+
+def _kind(section: object) -> object:
+    return section.get("name") if isinstance(section, dict) else section
 
 
 def _walk(
-    node: yaml.Node, at: Location, lines: Lines, duplicates: list[tuple[int, Location, str]], seen: set[int]
+    node: yaml.Node,
+    at: Location,
+    lines: dict[Location, int],
+    duplicates: list[tuple[int, Location, str]],
+    seen: set[int],
 ) -> None:
     if id(node) in seen:  # an alias: its fields stand where the anchor is; also ends an anchor that contains itself
         return
@@ -262,44 +221,72 @@ def _override(data: dict[str, Any], lines: Lines, override: str) -> list[str]:
             return [f"--set {dotted}: {'.'.join(path[: depth + 1])} is a value and has no fields"]
         # A copy: two fields of a recipe may be one object, through an anchor.
         target[part] = dict(inner) if inner else {}
-        lines.setdefault(path[: depth + 1], 0)
+        lines.setdefault(path[: depth + 1], None)
         target = target[part]
     target[path[-1]] = value
     for inside in [key for key in lines if key[: len(path)] == path]:
         del lines[inside]
-    lines[path] = 0
+    lines[path] = None
     return []
 
 
-def _in_words(item: Mapping[str, Any]) -> Finding:
+def _in_words(item: Mapping[str, Any], data: Mapping[str, Any]) -> Finding:
     """Where one of pydantic's errors is, and what it says in plain words."""
-    at = tuple(str(part) for part in item["loc"])
+    at = _without_tags(tuple(str(part) for part in item["loc"]))
     if item["type"] == "extra_forbidden":
-        fields = _fields_at(at[:-1])
+        fields = _fields_at(at[:-1], data)
         near = difflib.get_close_matches(at[-1], fields, n=1, cutoff=0.6)
         guess = f"; did you mean {near[0]}?" if near else ";"
         return at, f"no such field{guess} fields are {', '.join(fields)}"
     if item["type"] == "missing":
         return at, "needed, and not given"
+    if item["type"] == "union_tag_not_found":
+        return (*at, "name"), f"needed, and not given: {' or '.join(_kinds())}"
+    if item["type"] == "union_tag_invalid":
+        return (*at, "name"), f"should be {' or '.join(_kinds())}, not {item['ctx']['tag']!r}"
     if item["type"] == "string_pattern_mismatch":
         return at, "should be letters, digits, '_', '-' and '.' (give `name` where the file's name is not)"
-    if item["type"] in ("model_type", "dict_type"):
-        return at, f"should be a section with the fields {', '.join(_fields_at(at))}"
+    if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        return at, f"should be a section with the fields {', '.join(_fields_at(at, data))}"
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should", "should")
     given = item["input"]
     shown = f", not {given!r}" if isinstance(given, (str, int, float)) and "not" not in message else ""
     return at, message + shown
 
 
-def _fields_at(at: Location) -> list[str]:
+def _without_tags(at: Location) -> Location:
+    """Pydantic puts the kind of data, and the alternative of a choice, into the location; the file has neither."""
+    if len(at) > 1 and at[0] == "data" and at[1] in _kinds():
+        at = (at[0], *at[2:])
+    return tuple(part for part in at if part not in ("int", "literal['auto']") and "constrained" not in part)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field can be: one, or several kinds of it."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [section for inner in get_args(annotation) for section in _sections(inner)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def _kinds() -> list[str]:
+    """What `data.name` can be."""
+    sections = _sections(Recipe.model_fields["data"].annotation)
+    return [str(get_args(section.model_fields["name"].annotation)[0]) for section in sections]
+
+
+def _fields_at(at: Location, data: Mapping[str, Any]) -> list[str]:
     section: type[BaseModel] = Recipe
+    given: Any = data
     for part in at:
-        section = section.model_fields[part].annotation  # type: ignore[assignment]
+        given = given.get(part) if isinstance(given, Mapping) else None
+        choices = _sections(section.model_fields[part].annotation)
+        kinds = dict(zip(_kinds(), choices, strict=False)) if part == "data" else {}
+        section = kinds.get(str(_kind(given)), choices[0])
     return list(section.model_fields)
 
 
-def _line_of(lines: Lines, at: Location) -> int:
-    """The line of a field, or of the nearest section around it."""
+def _place_of(lines: Lines, at: Location) -> Place:
+    """The place of a field, or of the nearest section around it."""
     return next(lines[at[:length]] for length in range(len(at), -1, -1) if at[:length] in lines)
 
 
@@ -316,4 +303,17 @@ def _check_together(recipe: Recipe) -> list[Finding]:
     if recipe.schedule.min_lr >= recipe.optimizer.lr:
         message = f"{recipe.schedule.min_lr:g} should be less than optimizer.lr, {recipe.optimizer.lr:g}"
         findings.append((("schedule", "min_lr"), message))
+    micro, batch = recipe.compute.micro_batch, recipe.batch_size
+    if micro is not None and batch % micro:
+        message = f"batch_size {batch} should be a multiple of {micro}"
+        findings.append((("compute", "micro_batch"), message))
+    if recipe.data.name == "images":
+        mixes = recipe.data.augment.mixup > 0 or recipe.data.augment.cutmix > 0
+        if mixes and (micro or batch) % 2:
+            message = f"{micro or batch} should be even: mixup and cutmix pair images"
+            findings.append((("compute", "micro_batch") if micro else ("batch_size",), message))
+        for field in ("scale", "ratio"):
+            low, high = getattr(recipe.data.augment, field)
+            if low > high:
+                findings.append((("data", "augment", field), f"{low:g} should not be above {high:g}"))
     return findings

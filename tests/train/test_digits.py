@@ -8,17 +8,17 @@ import torch
 from PIL import Image
 
 from vexport.errors import RecipeError
-from vexport.recipe import DataSection, load_recipe
-from vexport.train.data import EpochShuffle, RandomAffine, held_out_arrays, load_data, make_loaders, split_by_class
+from vexport.recipe import DigitsSection, load_recipe
+from vexport.train.digits import RandomAffine, held_out_arrays, open_digits, split_by_class
 
-DIGITS = DataSection(name="digits")
+DIGITS = DigitsSection(name="digits")
 
 
 def test_the_split_is_fixed_and_even():
-    data = load_data(DIGITS)
-    assert (len(data.train_labels), len(data.held_out_labels)) == (1438, 359)
-    assert torch.bincount(data.held_out_labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
-    assert torch.equal(data.held_out_images, load_data(DIGITS).held_out_images)
+    data = open_digits(DIGITS)
+    assert (len(data.train.labels), len(data.held_out.labels)) == (1438, 359)
+    assert torch.bincount(data.held_out.labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
+    assert torch.equal(data.held_out.images, open_digits(DIGITS).held_out.images)
 
 
 def test_the_split_does_not_change_with_numpy():
@@ -27,47 +27,32 @@ def test_the_split_does_not_change_with_numpy():
 
 
 def test_no_image_is_on_both_sides():
-    data = load_data(DIGITS)
-    train = {image.numpy().tobytes() for image in data.train_images}
-    assert not any(image.numpy().tobytes() in train for image in data.held_out_images)
+    data = open_digits(DIGITS)
+    train = {image.numpy().tobytes() for image in data.train.images}
+    assert not any(image.numpy().tobytes() in train for image in data.held_out.images)
 
 
 def test_preprocessing_says_what_was_done():
     from sklearn.datasets import load_digits
 
-    digits, data = load_digits(), load_data(DIGITS)
+    digits, data = load_digits(), open_digits(DIGITS)
     facts = data.preprocessing
     index = int(np.flatnonzero(split_by_class(digits.target, 0.2, 0))[0])
     image = Image.fromarray((digits.images[index] / 16).astype(np.float32), mode="F")
     pixels = np.asarray(image.resize(facts.input_size[:0:-1], Image.Resampling.BILINEAR))
     expected = (pixels - facts.mean[0]) / facts.std[0]
-    np.testing.assert_allclose(data.held_out_images[0, 0].numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(data.held_out.images[0, 0].numpy(), expected, atol=1e-5)
 
 
 def test_held_out_arrays_are_plain_arrays():
-    images, labels = held_out_arrays(load_recipe("quickstart"))
+    images, labels = held_out_arrays(load_recipe("quickstart").data)
     assert (images.shape, images.dtype) == ((359, 1, 32, 32), np.float32)
     assert (labels.shape, labels.dtype) == ((359,), np.int64)
 
 
 def test_a_share_that_leaves_nothing_is_refused():
     with pytest.raises(RecipeError, match="leaves no images"):
-        load_data(DataSection(name="digits", held_out=0.001))
-
-
-def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(RecipeError, match="more than the 1438 training images"):
-        make_loaders(load_data(DIGITS), 2000, seed=0)
-
-
-def test_the_order_depends_on_seed_and_epoch_alone():
-    sampler = EpochShuffle(50, seed=3)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    sampler.set_epoch(0)
-    assert first == list(sampler) != second
-    assert sorted(second) == list(range(50))
+        open_digits(DigitsSection(name="digits", held_out=0.001))
 
 
 def test_no_move_changes_nothing():

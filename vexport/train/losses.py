@@ -1,0 +1,133 @@
+"""The loss of a recipe: per class or over classes, with a teacher beside it where one is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.loss import BinaryCrossEntropy  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from vexport.errors import RecipeError, VexportError
+from vexport.recipe import Recipe
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Plain(nn.Module):
+    """A loss that does not look at the images.
+
+    Args:
+        loss: Of logits and targets.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        found: Tensor = self.loss(logits, targets)
+        return found
+
+
+class Distilled(nn.Module):
+    """A loss with a teacher's soft targets mixed in (Hinton et al., arXiv 1503.02531, section 2).
+
+    (1 - weight) * loss + weight * T^2 * KL(teacher / T || student / T): the square keeps the gradient's size as T
+    grows.
+
+    Args:
+        loss: Of logits and targets.
+        teacher: Images to logits; it stays as it is.
+        weight: Of the soft targets.
+        temperature: T.
+    """
+
+    def __init__(self, loss: nn.Module, teacher: nn.Module, weight: float, temperature: float) -> None:
+        super().__init__()
+        self.loss, self.teacher = loss, teacher.eval().requires_grad_(False)
+        self.weight, self.temperature = weight, temperature
+
+    def forward(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            taught = self.teacher(images).float() / self.temperature
+        student = F.log_softmax(logits.float() / self.temperature, dim=1)
+        soft = F.kl_div(student, F.log_softmax(taught, dim=1), reduction="batchmean", log_target=True)
+        hard: Tensor = self.loss(logits, targets)
+        return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
+
+
+def make_loss(recipe: Recipe, classes: int, input_size: tuple[int, int, int], *, mixes_labels: bool) -> nn.Module:
+    """The loss that a recipe describes.
+
+    Args:
+        recipe: What to train.
+        classes: Of the data.
+        input_size: C, H and W of an image.
+        mixes_labels: Whether the targets are soft, and smoothed already.
+
+    Raises:
+        RecipeError: the teacher is unknown, cannot be fetched, or has other classes.
+    """
+    smoothing = 0.0 if mixes_labels else recipe.loss.label_smoothing
+    loss: nn.Module = (
+        BinaryCrossEntropy(smoothing=smoothing)
+        if recipe.loss.name == "bce"
+        else nn.CrossEntropyLoss(label_smoothing=smoothing)
+    )
+    if recipe.distill is None:
+        return Plain(loss)
+    teacher = _teacher(recipe, classes)
+    with torch.no_grad():
+        try:
+            answer = tuple(teacher.eval()(torch.zeros(2, *input_size)).shape)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise RecipeError(
+                f"distill.teacher {recipe.distill.teacher} does not take images of {'x'.join(map(str, input_size))}",
+                details=[str(error).splitlines()[0][:200]] if str(error) else (),
+                hint="choose a teacher of this image size",
+            ) from error
+    if answer != (2, classes):
+        raise RecipeError(
+            f"distill.teacher {recipe.distill.teacher} tells {answer[-1]} classes apart, the data have {classes}",
+            hint="a teacher answers with the same classes: train one on these data, or fine-tune it",
+        )
+    return Distilled(loss, teacher, recipe.distill.weight, recipe.distill.temperature)
+
+
+def _teacher(recipe: Recipe, classes: int) -> nn.Module:
+    """A VanillaNet checkpoint, or a timm model with its pretrained weights or those of a file."""
+    assert recipe.distill is not None
+    name, file = recipe.distill.teacher, recipe.distill.checkpoint
+    if Path(name).suffix or Path(name).exists():
+        from vexport.model.checkpoint import load_network
+
+        try:
+            return load_network(Path(name))[0]
+        except VexportError as error:
+            raise RecipeError(
+                f"distill.teacher {name} cannot be loaded", details=[str(error), *error.details], hint=error.hint
+            ) from error
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:4]
+        raise RecipeError(
+            f"distill.teacher {name} is neither a file nor a model of timm's",
+            hint=f"as in {', '.join(near)}" if near else "timm.list_models() names them",
+        )
+    try:
+        made: nn.Module = (
+            timm.create_model(name, checkpoint_path=file, num_classes=classes)
+            if file
+            else timm.create_model(name, pretrained=True)
+        )
+    except Exception as error:  # the hub, the disk and the weights fail in a dozen ways of their own
+        raise RecipeError(
+            f"the weights of distill.teacher {name} cannot be had",
+            details=[f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"],
+            hint="a connection to the Hugging Face hub, or --set distill.checkpoint=FILE",
+        ) from error
+    return made
