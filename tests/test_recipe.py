@@ -9,7 +9,17 @@ import pytest
 from pydantic import ValidationError
 
 from vexport.errors import RecipeError
-from vexport.recipe import Recipe, find_recipe, load_recipe, recipe_hash, recipes_folder, shipped_recipes
+from vexport.model.variants import VARIANTS
+from vexport.recipe import (
+    DigitsSection,
+    ImagesSection,
+    Recipe,
+    find_recipe,
+    load_recipe,
+    recipe_hash,
+    recipes_folder,
+    shipped_recipes,
+)
 
 GOOD = """\
 epochs: 4
@@ -74,7 +84,9 @@ colour: red
     assert "section with the fields name, held_out, split_seed, image_size, augment" in data
     assert any(line.startswith("7: optimizer.lr: ") and "finite" in line for line in found)
     assert any(line.startswith("8: optimizer.name: ") and "'lamb'" in line for line in found)
-    assert any(line.startswith("9: optimizer.nesterov: no such field; fields are name, lr, weight_decay") for line in found)
+    assert any(
+        line.startswith("9: optimizer.nesterov: no such field; fields are name, lr, weight_decay") for line in found
+    )
     assert any(line.startswith("10: colour: no such field; fields are name, seed, epochs") for line in found)
 
 
@@ -186,7 +198,143 @@ def test_quickstart_ships() -> None:
 def test_shipped_recipes(name: str) -> None:
     assert isinstance(load_recipe(name), Recipe)
     lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
-    assert lines[0] == f"# vexport train {name}", "a recipe's first line is the command that runs it"
+    wanted = f"# vexport train {name}" + ("" if name == "quickstart" else " --data DIR")
+    assert lines[0] == wanted, "a recipe's first line is the command that runs it"
+
+
+# The supplement's table 2, in the code's values where the two differ: learning rate, weight decay, mixup, layer-wise
+# decay, test crop, decay of the average, and the network that it starts from.
+PUBLISHED = {
+    "vanillanet_5": (3.5e-3, 0.35, 0.1, None, 0.875, 0.99996, None),
+    "vanillanet_6": (4.8e-3, 0.32, 0.15, 0.8, 0.875, 0.99996, None),
+    "vanillanet_7": (4.7e-3, 0.35, 0.4, 0.8, 0.875, 0.99996, None),
+    "vanillanet_8": (3.5e-3, 0.3, 0.4, None, 0.875, 0.99996, None),
+    "vanillanet_9": (3.5e-3, 0.3, 0.4, None, 0.875, 0.99996, None),
+    "vanillanet_10": (3.5e-3, 0.25, 0.4, None, 0.875, 0.99996, None),
+    "vanillanet_11": (3.5e-3, 0.3, 0.8, None, 0.875, 0.99992, "vanillanet_10"),
+    "vanillanet_12": (3.5e-3, 0.3, 0.8, None, 0.95, 0.99992, "vanillanet_11"),
+    "vanillanet_13": (3.5e-3, 0.3, 0.8, 0.8, 0.95, 0.99992, "vanillanet_12"),
+    "vanillanet_13_x1_5": (3.5e-3, 0.3, 0.8, 0.8, 0.95, 0.99992, None),
+    "vanillanet_13_x1_5_ada_pool": (3.5e-3, 0.3, 0.8, 0.8, 0.95, 0.99992, None),
+}
+
+
+def test_every_variant_has_a_recipe() -> None:
+    assert PUBLISHED.keys() == VARIANTS.keys()
+    assert set(shipped_recipes()) - PUBLISHED.keys() == {"cifar10", "quickstart", "vanillanet_13_n4_kd"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name: str) -> None:
+    recipe = load_recipe(name)
+    assert isinstance(recipe.data, ImagesSection)
+    augment = recipe.data.augment
+    found = (
+        recipe.optimizer.lr,
+        recipe.optimizer.weight_decay,
+        augment.mixup,
+        recipe.optimizer.layer_decay,
+        recipe.data.crop_pct,
+        recipe.ema.decay,
+        recipe.network.init_from,
+    )
+    assert found == PUBLISHED[name]
+    assert (recipe.name, recipe.network.model) == (name, name)
+    assert (recipe.epochs, recipe.batch_size, recipe.schedule.warmup_epochs) == (300, 1024, 5)
+    assert (recipe.optimizer.name, recipe.optimizer.betas, recipe.loss.name) == ("lamb", (0.9, 0.999), "bce")
+    assert (recipe.deep_training.decay_epochs, recipe.deep_training.decay) == (100, "linear")
+    assert (augment.auto_augment, augment.cutmix, augment.color_jitter) == ("rand-m7-mstd0.5-inc1", 1.0, 0.4)
+    assert (augment.random_erasing, recipe.loss.label_smoothing, recipe.network.drop_rate) == (0.25, 0.1, 0.05)
+    assert recipe.compute.precision == "fp16"
+    assert VARIANTS[name].crop_pct == recipe.data.crop_pct
+
+
+def test_what_a_recipe_inherits(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text("seed: 7\nepochs: 9\noptimizer: {lr: 1.0e-2, weight_decay: 0.3}\n")
+    path = write("inherits: below\n" + GOOD)
+    recipe = load_recipe(path)
+    assert (recipe.seed, recipe.epochs, recipe.name) == (7, 4, "mine")
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (1e-3, 0.3)
+    assert recipe_hash(recipe) == recipe_hash(load_recipe(write(GOOD + "seed: 7\n"), ["optimizer.weight_decay=0.3"]))
+
+
+def test_errors_in_what_is_inherited_are_placed_there(write: Write, tmp_path: Path) -> None:
+    below = tmp_path / "below.yaml"
+    below.write_text("seed: -1\noptimizer:\n  weight: 0.3\nschedule: {warmup_epochs: 1, warmup_epochs: 2}\n")
+    path = write("inherits: below\n" + GOOD + "colour: red\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    found = [line.partition(": ")[0] for line in caught.value.details]
+    assert f"{path}:{len(GOOD.splitlines()) + 2}" in found[0], "the recipe's own errors come first"
+    assert {f"{below}:1", f"{below}:3", f"{below}:4"} <= {entry.rpartition(":")[0] or entry for entry in found} | set(
+        found
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("inherits: nothing\n", "there is no recipe 'nothing'"),
+        ("inherits: mine\n", "inherits from itself"),
+        ("inherits: [1]\n", "should be a recipe's name"),
+    ],
+)
+def test_what_cannot_be_inherited(write: Write, text: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        load_recipe(write(text + GOOD))
+    assert "mine.yaml:1: inherits" in caught.value.message
+
+
+def test_another_kind_of_data_is_not_mixed_with_what_is_inherited(write: Write) -> None:
+    recipe = load_recipe(write("inherits: base/imagenet\n" + GOOD))
+    assert isinstance(recipe.data, DigitsSection)
+    assert recipe.deep_training.decay == "linear"
+    found = details(write("inherits: base/imagenet\n" + GOOD.replace("name: digits", "name: digits, crop_pct: 1")))
+    assert "no such field; fields are name, held_out" in found[0]
+
+
+def test_kinds_of_data(write: Write) -> None:
+    other = GOOD.replace("name: digits", "name: letters")
+    assert details(write(other)) == ["5: data.name: should be digits or images, not 'letters'"]
+    assert details(write(GOOD.replace("name: digits", "held_out: 0.1"))) == [
+        "5: data.name: needed, and not given: digits or images"
+    ]
+    images = GOOD.replace("name: digits", "name: images, image_sise: 3, workers: -1, augment: {mixup: -1}")
+    found = details(write(images))
+    assert any("data.image_sise: no such field; did you mean image_size?" in line for line in found)
+    assert any(line.startswith("5: data.workers: should be greater") for line in found)
+    assert any(line.startswith("5: data.augment.mixup: should be greater") for line in found)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("compute.micro_batch=3", "--set compute.micro_batch: batch_size 8 should be a multiple of 3"),
+        ("compute.devices=zero", "--set compute.devices: should be"),
+        ("compute.devices=0", "--set compute.devices: should be"),
+        ("compute.precision=fp64", "--set compute.precision: should be 'fp32', 'fp16' or 'bf16'"),
+        ("checkpoint.every_steps=0", "--set checkpoint.every_steps: should be greater than or equal to 1"),
+        ("network.stem_stride=9", "--set network.stem_stride: should be less than or equal to 8"),
+        ("distill.weight=0.5", "distill.teacher: needed, and not given"),
+    ],
+)
+def test_bounds_of_newer_sections(write: Write, override: str, says: str) -> None:
+    assert any(says in line for line in details(write(GOOD), [override]))
+
+
+def test_mixing_needs_pairs(write: Write) -> None:
+    images = GOOD.replace("name: digits", "name: images, augment: {mixup: 0.1, scale: [0.5, 0.2]}")
+    found = details(write(images), ["batch_size=9"])
+    assert "--set batch_size: 9 should be even: mixup and cutmix pair images" in found
+    assert any("data.augment.scale: 0.5 should not be above 0.2" in line for line in found)
+
+
+def test_the_hash_does_not_depend_on_how_the_work_is_shared(write: Write) -> None:
+    path = write(GOOD.replace("name: digits", "name: images"))
+    first = recipe_hash(load_recipe(path))
+    assert recipe_hash(load_recipe(path, ["compute.devices=2", "data.workers=0"])) == first
+    assert recipe_hash(load_recipe(path, ["compute.micro_batch=4"])) != first
 
 
 def test_hash_is_of_the_content(write: Write) -> None:

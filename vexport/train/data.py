@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -12,8 +12,19 @@ from torch.utils.data import Dataset
 from vexport.artifacts import Preprocessing
 from vexport.recipe import Recipe
 
+
+class Refusal(NamedTuple):
+    """Why a run cannot go on, found while images are read.
+
+    It travels beside the names of damaged files: an error raised in a worker process comes out as a bare traceback.
+    """
+
+    message: str
+    hint: str
+
+
 # Images float32 (N, C, H, W), classes int64 (N,), and the names of damaged files that were met on the way.
-Batch = tuple[Tensor, Tensor, list[str]]
+Batch = tuple[Tensor, Tensor, list[str | Refusal]]
 # The class number of a held-out image that cannot be read.
 UNREADABLE = -1
 

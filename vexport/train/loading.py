@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from vexport.deps import needs
 from vexport.errors import InputError
-from vexport.train.data import Batch, TrainingData
+from vexport.train.data import Batch, Refusal, TrainingData
 from vexport.train.digits import InMemory
 from vexport.train.images import collate
 from vexport.train.sampling import Layout, MicroBatches
@@ -118,9 +118,11 @@ class CountDamaged(Callback):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._met = 0  # micro-batches of this epoch
         self.names: dict[str, None] = {}  # in the order in which they were met
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._met = 0
         loader: Any = trainer.train_dataloader
         stream = getattr(loader, "dataset", None)
         if isinstance(stream, ImageStream):
@@ -129,7 +131,16 @@ class CountDamaged(Callback):
             loader.generator.manual_seed(derive_seed(pl_module.seed, "workers", trainer.current_epoch))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        self._met += 1
         self._count(batch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        stream = getattr(trainer.train_dataloader, "dataset", None)
+        if isinstance(stream, ImageStream) and self._met < trainer.num_training_batches:
+            raise InputError(
+                f"the training shards gave {self._met} of the {trainer.num_training_batches} batches of an epoch",
+                hint="check the count of images, and that each has its class beside it (.cls)",
+            )
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
@@ -137,10 +148,13 @@ class CountDamaged(Callback):
         self._count(batch)
 
     def _count(self, batch: Batch) -> None:
-        self.names.update(dict.fromkeys(batch[2]))
+        refusals = [found for found in batch[2] if isinstance(found, Refusal)]
+        self.names.update(dict.fromkeys(found for found in batch[2] if not isinstance(found, Refusal)))
         if len(self.names) > self._limit:
             raise InputError(
                 f"{len(self.names)} images cannot be read, {self._limit} are skipped",
                 details=list(self.names)[:12],
                 hint="copy or remove them, or raise data.max_damaged",
             )
+        for refusal in refusals:
+            raise InputError(refusal.message, details=list(self.names)[:12], hint=refusal.hint)

@@ -11,9 +11,14 @@ from timm.loss import BinaryCrossEntropy  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from vexport.errors import RecipeError, VexportError
+from vexport.model.weights_file import PYTORCH_SUFFIXES
 from vexport.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+# How a teacher's file ends; timm's names may have a dot too, as resnet50.a1_in1k.
+SUFFIXES = (*PYTORCH_SUFFIXES, ".safetensors")
+# What timm fetches by an address in place of a name.
+ADDRESSES = ("hf-hub:", "local-dir:")
 
 
 class Plain(nn.Module):
@@ -101,7 +106,8 @@ def _teacher(recipe: Recipe, classes: int) -> nn.Module:
     """A VanillaNet checkpoint, or a timm model with its pretrained weights or those of a file."""
     assert recipe.distill is not None
     name, file = recipe.distill.teacher, recipe.distill.checkpoint
-    if Path(name).suffix or Path(name).exists():
+    fetched = name.startswith(ADDRESSES)
+    if not fetched and (Path(name).suffix in SUFFIXES or len(Path(name).parts) > 1 or Path(name).is_file()):
         from vexport.model.checkpoint import load_network
 
         try:
@@ -112,7 +118,7 @@ def _teacher(recipe: Recipe, classes: int) -> nn.Module:
             ) from error
     import timm
 
-    if not timm.is_model(name):
+    if not fetched and not timm.is_model(name):
         near = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:4]
         raise RecipeError(
             f"distill.teacher {name} is neither a file nor a model of timm's",
@@ -125,9 +131,12 @@ def _teacher(recipe: Recipe, classes: int) -> nn.Module:
             else timm.create_model(name, pretrained=True)
         )
     except Exception as error:  # the hub, the disk and the weights fail in a dozen ways of their own
+        lines = [line.strip()[:200] for line in str(error).splitlines()[:4]]
         raise RecipeError(
-            f"the weights of distill.teacher {name} cannot be had",
-            details=[f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"],
-            hint="a connection to the Hugging Face hub, or --set distill.checkpoint=FILE",
+            f"the weights of distill.teacher {name} cannot be had" + (f" from {file}" if file else ""),
+            details=[f"{type(error).__name__}: {lines[0]}", *lines[1:]] if lines else [type(error).__name__],
+            hint=f"a file of this model's weights, with {classes} classes"
+            if file
+            else "a connection to the Hugging Face hub, or --set distill.checkpoint=FILE",
         ) from error
     return made

@@ -6,7 +6,10 @@ workers. timm skips damaged images by itself and logs them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +22,7 @@ from vexport.artifacts import Preprocessing
 from vexport.errors import MissingDependencyError, RecipeError
 from vexport.recipe import ImagesSection, Recipe
 from vexport.run.images import prepare
-from vexport.train.data import TrainingData
+from vexport.train.data import Refusal, TrainingData
 from vexport.train.images import Sample, is_mixed, make_mix, make_transform
 from vexport.train.seeding import derive_seed, seed_cpu
 
@@ -30,11 +33,14 @@ class ImageStream(IterableDataset[Sample]):
     Args:
         reader: timm's.
         transform: From a Pillow image to a tensor.
+        classes: How many there are.
         seed: Of the random moves; None for images that are not moved.
     """
 
-    def __init__(self, reader: Any, transform: Callable[[Image.Image], Tensor], seed: int | None) -> None:
-        self.reader, self._transform, self._seed = reader, transform, seed
+    def __init__(
+        self, reader: Any, transform: Callable[[Image.Image], Tensor], classes: int, seed: int | None = None
+    ) -> None:
+        self.reader, self._transform, self._classes, self._seed = reader, transform, classes, seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -43,7 +49,18 @@ class ImageStream(IterableDataset[Sample]):
         self.reader.set_epoch(epoch)
 
     def share(self, rank: int, world: int, workers: int) -> None:
-        """Tell the reader which part of the shards is this device's."""
+        """Tell the reader which part of the shards is this device's.
+
+        Raises:
+            RecipeError: there are fewer shards than processes that read them.
+        """
+        shards = len(self.reader.split_info.filenames)
+        if shards < world * workers:
+            raise RecipeError(
+                f"{shards} shard{'s' if shards > 1 else ''} cannot be shared by {world} devices with {workers} "
+                f"worker{'s' if workers > 1 else ''} each",
+                hint="write more shards, or train on fewer devices",
+            )
         self.reader.dist_rank, self.reader.dist_num_replicas = rank, world
         self.reader.set_loader_cfg(num_workers=workers)
 
@@ -56,7 +73,11 @@ class ImageStream(IterableDataset[Sample]):
         for index, (image, label) in enumerate(self.reader):
             if self._seed is not None:
                 seed_cpu(derive_seed(self._seed, "stream", self._epoch, *place, index))
-            yield self._transform(image), int(label), []
+            found: list[str | Refusal] = []
+            if not 0 <= label < self._classes:
+                message = f"an image has the class {label}, data.classes says {self._classes}"
+                found = [Refusal(message, f"classes are numbers from 0 to {self._classes - 1}: correct data.classes")]
+            yield self._transform(image), int(label), found
 
 
 def open_streams(recipe: Recipe, section: ImagesSection, preprocessing: Preprocessing) -> TrainingData:
@@ -78,17 +99,22 @@ def open_streams(recipe: Recipe, section: ImagesSection, preprocessing: Preproce
     train = _open(section, section.train_split, recipe, training=True)
     held_out = _open(section, section.held_out_split, recipe, training=False)
     return TrainingData(
-        train=ImageStream(train, make_transform(section), recipe.seed),
-        held_out=ImageStream(held_out, lambda image: torch.from_numpy(prepare(image, preprocessing)), None),
+        train=ImageStream(train, make_transform(section), section.classes, recipe.seed),
+        held_out=ImageStream(held_out, partial(_prepare, preprocessing=preprocessing), section.classes),
         class_names=tuple(str(number) for number in range(section.classes)),
         preprocessing=preprocessing,
         mix=make_mix(recipe, section.classes),
         mixes_labels=is_mixed(section),
         # timm seeds its shuffle buffer when a worker starts: without one it would go on from epoch to epoch.
-        workers=max(1, section.workers),
+        # A worker without a shard would leave its part of the epoch out.
+        workers=max(1, min(section.workers, len(train.split_info.filenames))),
         max_damaged=section.max_damaged,
         streamed=True,
     )
+
+
+def _prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    return torch.from_numpy(prepare(image, preprocessing))
 
 
 def _open(section: ImagesSection, split: str, recipe: Recipe, *, training: bool) -> Any:
@@ -100,7 +126,7 @@ def _open(section: ImagesSection, split: str, recipe: Recipe, *, training: bool)
         ) from error
     root = str(section.source).partition("/")[2]
     try:
-        return create_reader(
+        reader = create_reader(
             "wds/", root=root, split=split, is_training=training, seed=recipe.seed, batch_size=recipe.batch_size
         )
     except (RuntimeError, OSError, KeyError, ValueError, TypeError) as error:
@@ -110,3 +136,22 @@ def _open(section: ImagesSection, split: str, recipe: Recipe, *, training: bool)
             hint="name the shards and the count, as in --set 'data.train_split=train-{0000..0099}.tar|100000', or put "
             "timm's _info.json beside them",
         ) from error
+    missing = [name for name in reader.split_info.filenames if not _may_exist(root, name)]
+    if missing:
+        raise RecipeError(
+            f"{len(missing)} of the WebDataset shards of split {split} are not in {root}",
+            details=[f"missing: {', '.join(missing[:8])}"],
+            hint="check the folder and the numbers of the shards",
+        )
+    if not reader.num_samples:
+        raise RecipeError(
+            f"how many images there are in split {split} is not said",
+            hint="put the count behind the shards' names, as in 'val-{0000..0009}.tar|5000'",
+        )
+    return reader
+
+
+def _may_exist(root: str, name: str) -> bool:
+    """Whether a shard is on disk, or elsewhere: an address (https://...) or a command (pipe:...)."""
+    place = os.path.join(root, name)  # noqa: PTH118 - the root may be an address
+    return ":" in place or Path(place).is_file()
