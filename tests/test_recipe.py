@@ -311,7 +311,8 @@ def test_kinds_of_data(write: Write) -> None:
     ("override", "says"),
     [
         ("compute.micro_batch=3", "--set compute.micro_batch: batch_size 8 should be a multiple of 3"),
-        ("compute.devices=zero", "--set compute.devices: should be"),
+        ("compute.devices=zero", "--set compute.devices: should be a valid integer"),
+        ("compute.devices=zero", "; or should be 'auto', not 'zero'"),
         ("compute.devices=0", "--set compute.devices: should be"),
         ("compute.precision=fp64", "--set compute.precision: should be 'fp32', 'fp16' or 'bf16'"),
         ("checkpoint.every_steps=0", "--set checkpoint.every_steps: should be greater than or equal to 1"),

@@ -85,7 +85,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        findings = [_in_words(item, data) for item in error.errors(include_url=False)]
+        findings = _as_one([_in_words(item, data) for item in error.errors(include_url=False)])
     else:
         findings = _check_together(recipe)
         if not (refused or duplicates or findings):
@@ -258,7 +258,15 @@ def _without_tags(at: Location) -> Location:
     """Pydantic puts the kind of data, and the alternative of a choice, into the location; the file has neither."""
     if len(at) > 1 and at[0] == "data" and at[1] in _kinds():
         at = (at[0], *at[2:])
-    return tuple(part for part in at if part not in ("int", "literal['auto']") and "constrained" not in part)
+    return tuple(part for part in at if "[" not in part and part not in ("int", "float", "str"))
+
+
+def _as_one(findings: list[Finding]) -> list[Finding]:
+    """What a field can be, where it can be several things and is none of them, in one line."""
+    joined: dict[Location, list[str]] = {}
+    for at, message in findings:
+        joined.setdefault(at, []).append(message)
+    return [(at, "; or ".join(messages)) for at, messages in joined.items()]
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

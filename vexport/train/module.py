@@ -201,6 +201,7 @@ class TrainingModule(LightningModule):
         self.recent_loss = float(losses.mean())
 
     def on_validation_epoch_start(self) -> None:
+        self.look_at_losses()  # first: they name the step
         # DDP copies the first process's statistics before each step; after the last one they differ.
         copy_from_first([*self.network.buffers(), *self.ema.module.buffers()])
         self._sums = torch.zeros(2, 3, dtype=torch.float64, device=self.device)
@@ -228,7 +229,6 @@ class TrainingModule(LightningModule):
             if not total:
                 raise TrainingError("none of the held-out images can be read", hint="copy the data set again")
             self.scores[name] = Score(int(correct), int(total), loss / total)
-        self.look_at_losses()
         self.mean_loss = self._seen[0] / self._seen[1] if self._seen[1] else float("nan")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
