@@ -277,6 +277,7 @@ def test_a_stream_gives_each_image_once_an_epoch_in_another_order(
         assert isinstance(data.train, ImageStream)
         data.train.share(0, 1, workers=1)
         data.train.set_epoch(epoch)
+        assert data.train.reader.epoch_count.value == epoch, "the order of the shards follows from it"
         orders.append([label for _, label, _ in data.train])
     assert [sorted(order) for order in orders] == [[0] * 8 + [1] * 8 + [2] * 8] * 2
     assert orders[0] != orders[1]

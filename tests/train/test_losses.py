@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vexport.artifacts import Preprocessing
 from vexport.errors import RecipeError
 from vexport.model.build import expected_shapes
 from vexport.model.checkpoint import load_network
 from vexport.model.variants import NetworkSpec
 from vexport.pipeline.train import TrainResult, train_recipe
 from vexport.recipe import load_recipe
-from vexport.train.losses import Distilled, Plain, make_loss
+from vexport.train.losses import Distilled, Plain, Renormalised, make_loss
 from vexport.workspace import Workspace
 
 LOGITS = [[2.0, -1.0, 0.5], [0.0, 1.0, -2.0]]
@@ -27,7 +28,8 @@ TIMM = "test_resnet"
 
 
 def made(tiny: Path, *overrides: str, classes: int = 3, size: tuple[int, int, int] = (3, 32, 32), mixes: bool = False):
-    return make_loss(load_recipe(tiny, overrides), classes, size, mixes_labels=mixes)
+    images = Preprocessing(size, (0.5,) * size[0], (0.25,) * size[0])
+    return make_loss(load_recipe(tiny, overrides), classes, images, mixes_labels=mixes)
 
 
 def softmax(row: list[float], temperature: float = 1.0) -> list[float]:
@@ -94,7 +96,7 @@ def test_distillation_by_hand(weight: float, temperature: float) -> None:
     loss = Distilled(nn.CrossEntropyLoss(), teacher, weight, temperature)
     found = loss(logits, torch.tensor([1, 0]), IMAGES)
     hard = cross_entropy([[0, 1, 0], [1, 0, 0]])
-    assert float(found) == pytest.approx((1 - weight) * hard + weight * soft(temperature), rel=1e-5)
+    assert found.item() == pytest.approx((1 - weight) * hard + weight * soft(temperature), rel=1e-5)
     found.backward()
     assert logits.grad is not None
     assert teacher.answer.grad is None
@@ -255,3 +257,39 @@ def test_without_a_connection_there_is_a_way(tiny: Path, monkeypatch: pytest.Mon
 def test_a_file_of_weights_that_is_not_there(tiny: Path) -> None:
     with pytest.raises(RecipeError, match=r"cannot be had from /no/weights.pth"):
         made(tiny, f"distill.teacher={TIMM}", "distill.checkpoint=/no/weights.pth")
+
+
+def test_a_teacher_sees_images_as_it_knows_them() -> None:
+    """Normalised by mean 0.5 and deviation 0.25, the teacher knows mean 0.1 and deviation 2."""
+
+    class Mean(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3))
+
+    pixels = torch.rand(2, 3, 4, 4)
+    teacher = Renormalised(Mean(), ((0.5,) * 3, (0.25,) * 3), ((0.1, 0.2, 0.3), (2.0, 1.0, 0.5)))
+    expected = (pixels.mean((2, 3)) - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([2.0, 1.0, 0.5])
+    torch.testing.assert_close(teacher((pixels - 0.5) / 0.25), expected)
+
+
+def test_a_timm_teacher_is_renormalised_only_where_it_has_to_be(
+    tiny: Path, timm_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [f"distill.teacher={TIMM}", f"distill.checkpoint={timm_weights}"]
+    import timm
+
+    honest = timm.create_model
+
+    known: dict[str, tuple[float, ...]] = {"mean": (0.5, 0.5, 0.5)}
+
+    def create_model(*args, **kwargs):
+        model = honest(*args, **kwargs)
+        model.pretrained_cfg = known
+        return model
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    for std, wrapped in (((0.25, 0.25, 0.25), False), ((0.2, 0.25, 0.25), True)):
+        known["std"] = std
+        loss = made(tiny, *overrides)
+        assert isinstance(loss, Distilled)
+        assert isinstance(loss.teacher, Renormalised) is wrapped

@@ -65,7 +65,9 @@ def train(
             on_progress=on_progress,
             tell=remark,
         )
-    if result is None or not _speaks():
+    from vexport.train.ranks import is_first_process
+
+    if result is None or not is_first_process():
         return
     if as_json:
         print_json(result.to_json())
@@ -76,13 +78,6 @@ def train(
 def _quoted(path: str) -> str:
     """A path as a YAML string, whatever is in it."""
     return "'" + path.replace("'", "''") + "'"
-
-
-def _speaks() -> bool:
-    """Of several processes that train together the first one tells."""
-    import os
-
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) or 0) == 0
 
 
 def render(result: TrainResult) -> None:

@@ -12,7 +12,7 @@ from vexport.artifacts import Checkpoint
 from vexport.deps import tool_versions
 from vexport.errors import InputError
 from vexport.recipe import Recipe, load_recipe, recipe_hash
-from vexport.workspace import Workspace, up_to_date
+from vexport.workspace import Workspace, hash_file, read_manifest, up_to_date
 
 if TYPE_CHECKING:
     from vexport.train.checkpoints import Position
@@ -101,7 +101,7 @@ def train_recipe(
     """
     started = time.perf_counter()
     plan = load_recipe(recipe, overrides)
-    options = {"recipe": plan.name, "recipe_hash": recipe_hash(plan)}
+    options = {"recipe": plan.name, "recipe_hash": recipe_hash(plan), **_hash_files(plan, workspace)}
     versions = tool_versions("torch", "torchvision", "timm", "lightning", "scikit-learn", "numpy", "pillow")
     done = _finished(plan, workspace, options, versions)
     if done is not None:
@@ -113,6 +113,8 @@ def train_recipe(
 
     target = workspace.root / f"{plan.name}.last.ckpt"
     position = _unfinished(plan, target, options, versions, resume=resume, force=force, tell=tell)
+    if position is not None:
+        options = _begun_with(target)  # of the run that goes on, whatever became of the files that it started from
     trained = fit(
         plan,
         workspace.root,
@@ -137,6 +139,20 @@ def train_recipe(
         curves=trained.curves,
         damaged=trained.damaged,
     )
+
+
+def _hash_files(plan: Recipe, workspace: Workspace) -> dict[str, str]:
+    """Hashes of the checkpoints that a recipe names: other contents make another run."""
+    named = {"init_from": plan.network.init_from}
+    if plan.distill is not None:
+        named |= {"teacher": plan.distill.teacher, "teacher_weights": plan.distill.checkpoint}
+    found = {}
+    for what, name in named.items():
+        places = [Path(name), workspace.root / f"{name}.best.ckpt"] if name else []
+        place = next((path for path in places if path.is_file()), None)
+        if place is not None:
+            found[what] = hash_file(place)
+    return found
 
 
 def _finished(
@@ -179,7 +195,7 @@ def _unfinished(
     position, before = read_position(target), read_recipe(target)
     if position.epoch >= int(before.get("epochs", 0)):
         return None  # a finished run of another recipe, or with other versions: vexport may replace what it wrote
-    if manifest.options != options:
+    if not _same_recipe(manifest.options, options):
         changed = sorted(_differences(before, plan.to_json()))
         if resume or not force:
             raise InputError(
@@ -196,10 +212,22 @@ def _unfinished(
                 hint="--resume goes on with it, --force starts anew",
             )
         return None
+    if manifest.options != options:
+        tell("note: a file that the recipe names (init_from or a teacher) is not what it was when this run began")
     if manifest.versions != versions:
         other = [name for name in versions if manifest.versions.get(name) != versions[name]]
         tell(f"note: {', '.join(other)} changed since: the weights need not equal those of an uninterrupted run")
     return position
+
+
+def _begun_with(target: Path) -> dict[str, Any]:
+    manifest = read_manifest(target)
+    assert manifest is not None, "it is gone on with"
+    return manifest.options
+
+
+def _same_recipe(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("recipe", "recipe_hash"))
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from vexport.artifacts import Checkpoint
 from vexport.deps import needs
-from vexport.errors import TrainingError
+from vexport.errors import RecipeError, TrainingError
 from vexport.model.build import build_network
 from vexport.model.checkpoint import load_checkpoint
 from vexport.model.vanillanet import VanillaNet
@@ -109,6 +109,12 @@ def fit(
         data = load_data(recipe)
         layout = Layout.of(recipe.batch_size, recipe.compute.micro_batch, devices.world)
         steps = steps_per_epoch(data, layout)
+        if data.mixes_labels and layout.micro_batch % 2:
+            raise RecipeError(
+                f"{layout.micro_batch} images go through the network at once on each of {layout.world} devices: mixup "
+                "and cutmix pair images",
+                hint="choose a batch_size that leaves each device an even number",
+            )
         spec = _spec(recipe, data)
         seed_all(recipe.seed)
         network = build_network(spec, drop_rate=recipe.network.drop_rate)
@@ -218,7 +224,7 @@ def _module(
 
     return TrainingModule(
         network,
-        loss=make_loss(recipe, spec.num_classes, data.preprocessing.input_size, mixes_labels=data.mixes_labels),
+        loss=make_loss(recipe, spec.num_classes, data.preprocessing, mixes_labels=data.mixes_labels),
         make_optimizer=make_optimizer,
         mix=data.mix,
         ema_decay=recipe.ema.decay,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
+from vexport.artifacts import Preprocessing
 from vexport.errors import RecipeError, VexportError
 from vexport.model.weights_file import PYTORCH_SUFFIXES
 from vexport.recipe import Recipe
@@ -64,13 +65,45 @@ class Distilled(nn.Module):
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
 
 
-def make_loss(recipe: Recipe, classes: int, input_size: tuple[int, int, int], *, mixes_labels: bool) -> nn.Module:
+class Renormalised(nn.Module):
+    """A teacher that was trained with another mean and deviation than the images have been normalised with.
+
+    Args:
+        teacher: Images to logits.
+        given: Mean and deviation per channel that the images have been normalised with.
+        own: Those that the teacher knows.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, given: tuple[Sequence[float], Sequence[float]], own: tuple[Sequence[float], ...]
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher
+        (mean, std), (own_mean, own_std) = (tuple(torch.tensor(values) for values in pair) for pair in (given, own))
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", (std / own_std).view(1, -1, 1, 1))
+        self.register_buffer("shift", ((mean - own_mean) / own_std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.teacher(images * self.scale + self.shift)
+        return logits
+
+
+def _renormalised(teacher: nn.Module, own: tuple[Sequence[float], ...] | None, images: Preprocessing) -> nn.Module:
+    given = (images.mean, images.std)
+    if own is None or len(own[0]) != len(images.mean) or tuple(map(tuple, own)) == tuple(map(tuple, given)):
+        return teacher
+    return Renormalised(teacher, given, own)
+
+
+def make_loss(recipe: Recipe, classes: int, images: Preprocessing, *, mixes_labels: bool) -> nn.Module:
     """The loss that a recipe describes.
 
     Args:
         recipe: What to train.
         classes: Of the data.
-        input_size: C, H and W of an image.
+        images: How its images are prepared; a teacher that knows others is given its own normalisation.
         mixes_labels: Whether the targets are soft, and smoothed already.
 
     Raises:
@@ -84,7 +117,8 @@ def make_loss(recipe: Recipe, classes: int, input_size: tuple[int, int, int], *,
     )
     if recipe.distill is None:
         return Plain(loss)
-    teacher = _teacher(recipe, classes)
+    teacher = _renormalised(*_teacher(recipe, classes), images)
+    input_size = images.input_size
     with torch.no_grad():
         try:
             answer = tuple(teacher.eval()(torch.zeros(2, *input_size)).shape)
@@ -102,8 +136,8 @@ def make_loss(recipe: Recipe, classes: int, input_size: tuple[int, int, int], *,
     return Distilled(loss, teacher, recipe.distill.weight, recipe.distill.temperature)
 
 
-def _teacher(recipe: Recipe, classes: int) -> nn.Module:
-    """A VanillaNet checkpoint, or a timm model with its pretrained weights or those of a file."""
+def _teacher(recipe: Recipe, classes: int) -> tuple[nn.Module, tuple[Sequence[float], ...] | None]:
+    """A VanillaNet checkpoint or a timm model, pretrained or with the weights of a file; its mean and deviation."""
     assert recipe.distill is not None
     name, file = recipe.distill.teacher, recipe.distill.checkpoint
     fetched = name.startswith(ADDRESSES)
@@ -111,11 +145,12 @@ def _teacher(recipe: Recipe, classes: int) -> nn.Module:
         from vexport.model.checkpoint import load_network
 
         try:
-            return load_network(Path(name))[0]
+            network, loaded = load_network(Path(name))
         except VexportError as error:
             raise RecipeError(
                 f"distill.teacher {name} cannot be loaded", details=[str(error), *error.details], hint=error.hint
             ) from error
+        return network, (loaded.preprocessing.mean, loaded.preprocessing.std)
     import timm
 
     if not fetched and not timm.is_model(name):
@@ -139,4 +174,5 @@ def _teacher(recipe: Recipe, classes: int) -> nn.Module:
             if file
             else "a connection to the Hugging Face hub, or --set distill.checkpoint=FILE",
         ) from error
-    return made
+    known = getattr(made, "pretrained_cfg", None) or {}
+    return made, (known["mean"], known["std"]) if known.get("mean") and known.get("std") else None

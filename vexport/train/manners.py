@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "timm")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's tips and its advice on workers; errors still come through."""
+    """Silence Lightning's tips, its advice on workers and timm's remarks; errors still come through."""
     loggers = [logging.getLogger(name) for name in CHATTY]
     levels = [logger.level for logger in loggers]
     try:
