@@ -182,7 +182,8 @@ def test_a_timm_model_teaches_with_the_weights_of_a_file(tiny: Path, timm_weight
     for name in (TIMM, f"{TIMM}.r160_in1k"):
         loss = made(tiny, f"distill.teacher={name}", f"distill.checkpoint={timm_weights}")
         assert isinstance(loss, Distilled)
-        torch.testing.assert_close(loss.teacher(images), expected)
+        assert isinstance(loss.teacher, Renormalised)
+        torch.testing.assert_close(loss.teacher.teacher(images), expected)
 
 
 def test_a_pretrained_timm_model_is_asked_for_by_name(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
