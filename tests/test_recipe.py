@@ -245,7 +245,8 @@ def test_published_settings(name: str) -> None:
     assert (recipe.deep_training.decay_epochs, recipe.deep_training.decay) == (100, "linear")
     assert (augment.auto_augment, augment.cutmix, augment.color_jitter) == ("rand-m7-mstd0.5-inc1", 1.0, 0.4)
     assert (augment.random_erasing, recipe.loss.label_smoothing, recipe.network.drop_rate) == (0.25, 0.1, 0.05)
-    assert recipe.compute.precision == "fp16"
+    assert (recipe.compute.precision, recipe.compute.micro_batch) == ("fp16", 128)
+    assert (recipe.optimizer.eps, recipe.schedule.min_lr) == (1e-8, 1e-6)
     assert VARIANTS[name].crop_pct == recipe.data.crop_pct
 
 
@@ -334,7 +335,16 @@ def test_mixing_needs_pairs(write: Write) -> None:
 def test_the_hash_does_not_depend_on_how_the_work_is_shared(write: Write) -> None:
     path = write(GOOD.replace("name: digits", "name: images"))
     first = recipe_hash(load_recipe(path))
-    assert recipe_hash(load_recipe(path, ["compute.devices=2", "data.workers=0"])) == first
+    for override in (
+        "compute.devices=2",
+        "data.workers=0",
+        "data.source=/elsewhere",
+        "data.max_damaged=50",
+        "checkpoint.every_steps=3",
+        "device=cpu",
+    ):
+        assert recipe_hash(load_recipe(path, [override])) == first, override
+    assert recipe_hash(load_recipe(path, ["data.source=wds//x", "data.workers=0"])) != first
     assert recipe_hash(load_recipe(path, ["compute.micro_batch=4"])) != first
 
 
@@ -361,7 +371,7 @@ def test_hash_does_not_drift() -> None:
             "optimizer": {"lr": 0.5},
         }
     )
-    assert recipe_hash(recipe) == "3bbd1f5552202c53e0128a542b194a3141e8ca88aa2b1385850ee5df2860466f"
+    assert recipe_hash(recipe) == "11849915acf7fc982d86ff5d360a0d3bb47d0d2d2882ad10c7c88c2a23473b65"
 
 
 def test_errors_stand_in_the_order_of_the_file_after_those_of_set(write: Write) -> None:

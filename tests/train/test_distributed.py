@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from vexport.train.checkpoints import read_position
 from vexport.train.log import read_log
 
 RECIPE = """\
@@ -27,15 +33,21 @@ compute: {micro_batch: 128}
 """
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def command(folder: Path, processes: int, *more: str) -> list[str]:
+    """The command that trains in as many processes as said."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    python = [sys.executable, *(launch if processes > 1 else [])]
+    return [*python, "-m", "vexport", "train", str(folder / "small.yaml"), "--json", *more]
+
+
 def train(folder: Path, processes: int, *more: str) -> dict[str, object]:
     """Train in as many processes as said; what the first one prints."""
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
-    command = [sys.executable, *launch, "-m", "vexport", "train", str(folder / "small.yaml"), "--json", *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    where = [] if "--workspace" in more else ["--workspace", str(folder / str(processes))]
     done = subprocess.run(
-        [*command, "--workspace", str(folder / str(processes))], capture_output=True, text=True, env=environment
+        command(folder, processes, *more, *where), capture_output=True, text=True, env=ENVIRONMENT, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
@@ -62,17 +74,63 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_resume_and_fail_together(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(RECIPE)
-    first = train(tmp_path, 2)
-    assert train(tmp_path, 2)["up_to_date"] is True
-    more = ["--set", "epochs=5", "--force"]
-    longer = train(tmp_path, 2, *more)
-    assert longer["epochs"] == 5
-    assert first["best"] == longer["best"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vexport"]
-    refused = subprocess.run(
-        [*command, "train", str(tmp_path / "small.yaml"), "--set", "batch_size=511"], capture_output=True, text=True
+@pytest.mark.parametrize(("first", "then"), [(2, 2), (2, 1), (1, 2)])
+def test_killed_within_an_epoch_and_gone_on_with_by_others(tmp_path: Path, first: int, then: int) -> None:
+    """The position is kept in steps: another number of processes takes the images that are left, and no others."""
+    (tmp_path / "small.yaml").write_text(RECIPE + "checkpoint: {every_steps: 1}\n")
+    whole = train(tmp_path, 1)
+    out, last = tmp_path / "killed", tmp_path / "killed" / "small.last.ckpt"
+    process = subprocess.Popen(
+        command(tmp_path, first, "--workspace", str(out)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+        start_new_session=True,
     )
-    assert refused.returncode != 0
-    assert "Traceback" not in refused.stderr.split("torch.distributed")[0]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if last.exists() and read_position(last).epoch == 1 and read_position(last).steps:
+            break
+        time.sleep(0.001)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    position = read_position(last)
+    assert position.epoch < 3
+    done = train(tmp_path, then, "--resume", "--workspace", str(out))
+    assert done["resumed_from"] == position.epoch
+    weights = [torch.load(str(path), weights_only=True)["model"] for path in (whole["last"], done["last"])]
+    for name, tensor in weights[0].items():
+        if "running" not in name:
+            torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
+    counted = [int(value) for name, value in weights[1].items() if name.endswith("num_batches_tracked")]
+    assert len(set(counted)) == 1
+
+
+@pytest.mark.slow
+def test_what_one_process_meets_stops_all_with_one_message(tmp_path: Path) -> None:
+    """A damaged image is in one process's share."""
+    for split, count in (("train", 16), ("val", 2)):
+        for number, name in enumerate(("blue", "green")):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.full((32, 32, 3), 40 * number + index, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{index}.png")
+    broken = tmp_path / "images" / "train" / "blue" / "3.png"
+    broken.write_bytes(b"no image")
+    images = "{name: images, image_size: 32, workers: 0, max_damaged: 0, source: " + str(tmp_path / "images") + "}"
+    text = RECIPE.replace("batch_size: 512", "batch_size: 32").replace("micro_batch: 128", "micro_batch: 16")
+    lines = [f"data: {images}" if line.startswith("data:") else line for line in text.splitlines()]
+    (tmp_path / "small.yaml").write_text("\n".join(lines))
+    done = subprocess.run(
+        command(tmp_path, 2, "--workspace", str(tmp_path / "out")),
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=200,
+    )
+    assert done.returncode != 0
+    assert "1 images cannot be read, 0 are skipped" in done.stderr
+    assert str(broken) in done.stderr
+    assert "gloo" not in done.stderr
+    assert "RuntimeError" not in done.stderr

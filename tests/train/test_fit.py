@@ -16,7 +16,7 @@ from vexport.pipeline.train import train_recipe
 from vexport.recipe import load_recipe
 from vexport.train.digits import held_out_arrays
 from vexport.train.module import TrainingModule
-from vexport.workspace import Workspace, load_artifact
+from vexport.workspace import Workspace, load_artifact, manifest_path
 
 
 @pytest.fixture
@@ -106,7 +106,30 @@ def test_the_same_again_is_up_to_date_and_a_change_is_not(tiny, workspace):
     assert (first.up_to_date, again.up_to_date) == (False, True)
     assert again.best.sha256 == first.best.sha256
     assert again.to_json()["top1"] == first.top1
-    assert not train_recipe(tiny, workspace=workspace, overrides=["seed=1"]).up_to_date
+    with pytest.raises(InputError, match="a finished run of another recipe") as caught:
+        train_recipe(tiny, workspace=workspace, overrides=["seed=1"])
+    assert caught.value.details == ("changed: seed: 0 then, 1 now",)
+    assert load_artifact(first.last.path) == first.last
+    assert not train_recipe(tiny, workspace=workspace, overrides=["seed=1"], force=True).up_to_date
+
+
+def test_a_finished_run_with_other_versions_stands(tiny, workspace):
+    first = train_recipe(tiny, workspace=workspace)
+    for checkpoint in (first.best, first.last):
+        beside = manifest_path(checkpoint.path)
+        beside.write_text(
+            beside.read_text().replace(f'"timm": "{checkpoint.manifest.versions["timm"]}"', '"timm": "0.9"')
+        )
+    for resume in (False, True):
+        told = []
+        again = train_recipe(tiny, workspace=workspace, resume=resume, tell=told.append)
+        assert again.up_to_date
+        assert again.best.sha256 == first.best.sha256
+        assert told == ["note: finished with other versions of timm (0.9 then); --force trains it anew"]
+    assert not train_recipe(tiny, workspace=workspace, force=True).up_to_date
+    first.best.path.unlink()
+    with pytest.raises(InputError, match=r"tiny.best.ckpt is gone"):
+        train_recipe(tiny, workspace=workspace)
 
 
 def test_the_seed_decides_everything(tiny, tmp_path):

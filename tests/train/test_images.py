@@ -329,6 +329,40 @@ def test_shards_with_fewer_images_than_they_say_stop_the_run(shards: Path, train
 # Damage
 
 
+def rewrite(shard: Path, spoil: Callable[[str, bytes], bytes]) -> None:
+    """The same shard with other contents."""
+    with tarfile.open(shard) as archive:
+        members = [(member.name, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+    with tarfile.open(shard, "w") as archive:
+        for name, content in members:
+            made = tarfile.TarInfo(name)
+            content = spoil(name, content)
+            made.size = len(content)
+            archive.addfile(made, io.BytesIO(content))
+
+
+def test_damaged_images_in_shards_are_named_and_replaced(shards: Path, train: Callable[..., TrainResult]) -> None:
+    """timm would skip them without a word, and fill the epoch with the others."""
+    for split in ("train-0000", "val-0000"):
+        rewrite(shards / f"{split}.tar", lambda name, content: content[:50] if name == "0_0.png" else content)
+    told: list[str] = []
+    result = train(f"data.source=wds/{shards}", "data.classes=3", tell=told.append)
+    assert sorted(result.damaged) == [f"{shards / split}.tar: 0_0" for split in ("train-0000", "val-0000")]
+    assert {f"damaged, skipped: {name}" for name in result.damaged} <= set(told)
+    assert result.best.facts["total"] == 11
+    with pytest.raises(InputError, match="1 images cannot be read, 0 are skipped"):
+        train(f"data.source=wds/{shards}", "data.classes=3", "data.max_damaged=0")
+
+
+def test_a_shard_that_breaks_off_is_named(shards: Path, train: Callable[..., TrainResult]) -> None:
+    broken = shards / "val-0000.tar"
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2 + 300])
+    result = train(f"data.source=wds/{shards}", "data.classes=3")
+    assert len(result.damaged) >= 1
+    assert all("val-0000.tar" in name for name in result.damaged)
+    assert result.best.facts["total"] < 12
+
+
 def test_a_damaged_training_image_is_named_and_replaced_by_the_next(
     folder: Path, train: Callable[..., TrainResult], open_data: Callable[..., TrainingData]
 ) -> None:
@@ -500,23 +534,42 @@ def test_a_class_without_held_out_images_shifts_no_label(
     assert data.class_names == tuple(COLOURS)
 
 
-def test_classes_in_folders_of_folders(open_data: Callable[..., TrainingData], folder: Path) -> None:
-    """The innermost folder names the class, as timm has it; both splits may be grouped."""
-    for split in PER_CLASS:
-        (folder / split / "warm").mkdir()
-        (folder / split / "red").rename(folder / split / "warm" / "red")
+def test_classes_are_the_folders_right_below(open_data: Callable[..., TrainingData], folder: Path) -> None:
+    """As `eval` has it: folders within a class are part of it, hidden ones are nothing."""
+    for name in ("blue", "red"):
+        for number, inside in enumerate(("indoor", "outdoor")):
+            (folder / "train" / name / inside).mkdir()
+            moved = sorted((folder / "train" / name).glob("*.png"))[number]
+            moved.rename(folder / "train" / name / inside / moved.name)
+    for hidden in (folder / "train" / ".thumbnails", folder / "train" / "red" / "@eaDir"):
+        hidden.mkdir()
+        picture((0, 0, 0), 0).save(hidden / "small.png")
+    before = len(open_data().train)
     data = open_data()
     assert data.class_names == tuple(COLOURS)
+    assert before == len(data.train) == len(COLOURS) * PER_CLASS["train"]
     assert sorted(labels(data)) == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_every_kind_of_image_is_taken(open_data: Callable[..., TrainingData], folder: Path) -> None:
+    """timm alone would leave out what `eval` counts."""
+    from timm.data import get_img_extensions
+
+    known = get_img_extensions()
+    whole = len(open_data().train)
+    for suffix in (".webp", ".bmp", ".tif"):
+        picture((200, 0, 0), 1).save(folder / "train" / "red" / f"another{suffix}")
+    assert len(open_data().train) == whole + 3
+    assert get_img_extensions() == known, "timm is left as it was"
 
 
 def test_an_empty_class_folder_is_a_class_that_was_meant(open_data: Callable[..., TrainingData], folder: Path) -> None:
     (folder / "train" / "white").mkdir()
     (folder / "train" / ".thumbnails").mkdir()
-    (folder / "train" / "white" / "1.webp").write_bytes(b"")
+    (folder / "train" / "white" / "1.txt").write_bytes(b"")
     error = refusal(open_data)
     assert error.message == f"{folder / 'train'} has folders without images: white"
-    assert ".png" in error.hint
+    assert "put images there" in error.hint
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])

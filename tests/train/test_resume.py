@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -15,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vexport.errors import InputError
+from vexport.errors import InputError, RecipeError, TrainingError
 from vexport.pipeline.train import train_recipe
 from vexport.train.checkpoints import find_last, read_position
+from vexport.train.log import read_log
 from vexport.train.module import TrainingModule
 from vexport.workspace import Workspace, load_artifact, manifest_path
 
@@ -99,7 +101,7 @@ def test_stopped_within_an_epoch(pictures: Path, tmp_path: Path, step: int, monk
     stop.armed = False
     kept = workspace.root / "pictures.last.ckpt"
     position = read_position(kept)
-    assert (position.epoch, position.batches) == (step // 2, 4 if step % 2 else 0)
+    assert (position.epoch, position.steps) == (step // 2, step % 2)
     resumed = train_recipe(pictures / "pictures.yaml", workspace=workspace, overrides=source, resume=True)
     assert straight is not None
     assert resumed is not None
@@ -124,9 +126,58 @@ def test_a_moved_start_is_a_version_of_its_own_in_the_log(
         "version_0",
         "version_1",
     ]
-    anew = train_recipe(pictures / "pictures.yaml", workspace=workspace, overrides=[*source, "seed=1"])
+    anew = train_recipe(pictures / "pictures.yaml", workspace=workspace, overrides=[*source, "seed=1"], force=True)
     assert anew is not None
     assert anew.log == tmp_path / "pictures.log" / "run-2"
+
+
+def test_weights_that_have_broken_are_not_written_within_an_epoch(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a step is of the weights before it: finite, while the weights after it are not."""
+
+    def break_at(module: TrainingModule, optimizer: object) -> None:
+        if module.global_step == 1:
+            module.network.stem1[0].weight.data.fill_(1e30)
+
+    monkeypatch.setattr(TrainingModule, "on_before_zero_grad", break_at)
+    workspace = Workspace(tmp_path)
+    with pytest.raises(TrainingError) as caught:
+        train_recipe(pictures / "pictures.yaml", workspace=workspace, overrides=[f"data.source={pictures}"])
+    assert "not finite" in caught.value.message or "loss is" in caught.value.message
+    kept = workspace.root / "pictures.last.ckpt"
+    position = read_position(kept)
+    assert (position.epoch, position.steps) in ((0, 1), (1, 0))
+    assert str(kept) in caught.value.details[-1]
+    assert all(tensor.abs().max() < 1e6 for tensor in states(kept).values() if tensor.is_floating_point())
+
+
+def test_moved_images_are_the_same_images_and_others_are_not(pictures: Path, tmp_path: Path) -> None:
+    def stop(done: int, _: int, figures: object) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    workspace, moved = Workspace(tmp_path / "out"), tmp_path / "moved"
+    shutil.copytree(pictures, moved)
+    recipe = pictures / "pictures.yaml"
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, workspace=workspace, overrides=[f"data.source={pictures}"], on_progress=stop)
+    (moved / "train" / "red" / "0.png").rename(moved / "0.png")
+    with pytest.raises(RecipeError, match="began with 42 training images of 3 classes; there are 41 of 3 now"):
+        train_recipe(recipe, workspace=workspace, overrides=[f"data.source={moved}"], resume=True)
+    (moved / "0.png").rename(moved / "train" / "red" / "0.png")
+    more = [f"data.source={moved}", "data.max_damaged=3", "checkpoint.every_steps=2"]
+    resumed = train_recipe(recipe, workspace=workspace, overrides=more, resume=True)
+    straight = train_recipe(recipe, workspace=Workspace(tmp_path / "b"), overrides=[f"data.source={pictures}"])
+    assert resumed is not None
+    assert straight is not None
+    assert_same(resumed.last.path, straight.last.path)
+    assert resumed.best.facts == straight.best.facts
+    again = train_recipe(recipe, workspace=workspace, overrides=more)
+    assert again is not None
+    assert again.up_to_date
+    with pytest.raises(InputError, match="it was trained on"):
+        train_recipe(recipe, workspace=workspace, overrides=[f"data.source={pictures}"])
 
 
 def test_without_resume_an_unfinished_run_is_not_overwritten(tiny: Path, tmp_path: Path) -> None:
@@ -143,7 +194,7 @@ def test_without_resume_an_unfinished_run_is_not_overwritten(tiny: Path, tmp_pat
         train_recipe(tiny, workspace=workspace)
     assert "--resume" in caught.value.hint
     for resume in (False, True):
-        with pytest.raises(InputError, match="of another recipe, after 1 epochs") as caught:
+        with pytest.raises(InputError, match="unfinished run, after 1 epochs, of another recipe") as caught:
             train_recipe(tiny, workspace=workspace, overrides=["optimizer.lr=0.5"], resume=resume)
         assert caught.value.details == ("changed: optimizer.lr: 0.003 then, 0.5 now",)
     assert (workspace.root / "tiny.last.ckpt").read_bytes() == kept
@@ -177,7 +228,7 @@ def test_other_versions_are_told(tiny: Path, tmp_path: Path) -> None:
     result = train_recipe(tiny, workspace=workspace, resume=True, tell=told.append)
     assert result is not None
     assert result.resumed_from == 2
-    assert told[0].startswith("note: timm changed since")
+    assert told[0].startswith("note: timm (0.9 then) changed since")
 
 
 def test_a_crash_between_manifest_and_file_costs_nothing(tiny: Path, tmp_path: Path) -> None:
@@ -236,15 +287,20 @@ def test_killed_ten_times_at_random_moments(pictures: Path, tmp_path: Path) -> N
         assert process.wait() == -9, "it was still training"
         assert find_last(last) is not None, "the last checkpoint is whole, and known"
         position = read_position(last)
-        positions.append((position.epoch, position.batches))
+        positions.append((position.epoch, position.steps))
     assert positions == sorted(positions)
-    assert len({batches for _, batches in positions}) > 1, "some kills fell within an epoch"
+    assert len({steps for _, steps in positions}) > 1, "some kills fell within an epoch"
     for folder in (workspace, straight):
         done = subprocess.run(
             [*command, "--workspace", str(folder), "--json"], capture_output=True, text=True, env=environment
         )
         assert done.returncode == 0, done.stderr
     assert_same(last, straight / "pictures.last.ckpt")
+    logs = [read_log(folder / "pictures.log" / "run-1") for folder in (workspace, straight)]
+    epochs = [[row["epoch"] for row in rows if "epoch" in row] for rows in logs]
+    assert epochs == [list(range(1, 25))] * 2, "a kill costs no line of the log"
+    losses = [[row["loss"] for row in rows if "loss" in row] for rows in logs]
+    assert losses[0] == losses[1]
     best = [load_artifact(folder / "pictures.best.ckpt") for folder in (workspace, straight)]
     assert best[0] is not None
     assert best[1] is not None

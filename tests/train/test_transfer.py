@@ -216,11 +216,15 @@ def test_a_recipe_starts_where_another_ended(by: str, tiny: Path, tmp_path: Path
     unchanged = train_recipe(tiny, workspace=workspace, overrides=again)
     assert unchanged is not None
     assert unchanged.up_to_date
-    other = train_recipe(tiny, workspace=workspace, overrides=["deep_training.decay_epochs=1", "epochs=2", "seed=3"])
+    other = train_recipe(
+        tiny, workspace=workspace, overrides=["deep_training.decay_epochs=1", "epochs=2", "seed=3"], force=True
+    )
     assert other is not None
-    anew = train_recipe(tiny, workspace=workspace, overrides=again)
-    assert anew is not None
-    assert not anew.up_to_date, "the network that it starts from is another one"
+    told.clear()
+    stands = train_recipe(tiny, workspace=workspace, overrides=again, tell=told.append)
+    assert stands is not None
+    assert stands.up_to_date
+    assert told == ["note: finished with another init_from; --force trains it anew"]
     first = other
 
     fused = fuse_checkpoint(first.best.path, workspace=workspace)

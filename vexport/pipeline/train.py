@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vexport.artifacts import Checkpoint
+from vexport.artifacts import Checkpoint, Manifest
 from vexport.deps import tool_versions
 from vexport.errors import InputError
-from vexport.recipe import Recipe, load_recipe, recipe_hash
-from vexport.workspace import Workspace, hash_file, read_manifest, up_to_date
+from vexport.recipe import ImagesSection, Recipe, load_recipe, recipe_hash
+from vexport.workspace import Workspace, hash_file, up_to_date
 
 if TYPE_CHECKING:
     from vexport.train.checkpoints import Position
@@ -84,7 +84,8 @@ def train_recipe(
         workspace: Where `<recipe>.best.ckpt` and `<recipe>.last.ckpt` go.
         overrides: `section.field=value`, each over the recipe's own.
         resume: Go on from the last checkpoint of an unfinished run of this recipe; start anew where there is none.
-        force: Replace files that vexport did not write, and an unfinished run.
+        force: Replace files that vexport did not write, and runs of this name: an unfinished one, or one of another
+            recipe.
         on_progress: Called with the epochs done, all epochs, and figures: at the end of an epoch loss, slope, top1,
             top1_model; always images_per_s, data_wait (a share) and eta_s once training runs.
         tell: Told what a reader of the terminal should know.
@@ -94,14 +95,14 @@ def train_recipe(
 
     Raises:
         RecipeError: there is no such recipe, it has errors, or it does not fit its data or this machine.
-        InputError: its model is unknown, its images are too small for it, or an unfinished run is in the way.
+        InputError: its model is unknown, its images are too small for it, or another run of this name is in the way.
         MissingDependencyError: the training extra is not installed.
         TrainingError: the loss is no longer finite; the last good checkpoint is kept.
         WorkspaceError: a file is in the way, the disk is full or the folder may not be written.
     """
     started = time.perf_counter()
     plan = load_recipe(recipe, overrides)
-    options = {"recipe": plan.name, "recipe_hash": recipe_hash(plan), **_hash_files(plan, workspace)}
+    options = {"recipe": plan.name, "recipe_hash": recipe_hash(plan), **_named_files(plan, workspace)}
     versions = tool_versions("torch", "torchvision", "timm", "lightning", "scikit-learn", "numpy", "pillow")
     done = _finished(plan, workspace, options, versions)
     if done is not None:
@@ -109,12 +110,24 @@ def train_recipe(
         return TrainResult(best, last, best.facts["top1"], time.perf_counter() - started, up_to_date=True)
 
     # Here, and not above: importing Lightning takes seconds that an up-to-date run need not wait for.
+    from vexport.train.checkpoints import same_recipe
     from vexport.train.fit import fit
 
     target = workspace.root / f"{plan.name}.last.ckpt"
-    position = _unfinished(plan, target, options, versions, resume=resume, force=force, tell=tell)
-    if position is not None:
-        options = _begun_with(target)  # of the run that goes on, whatever became of the files that it started from
+    before = None if force and not resume else _find_before(target)
+    if before is not None and not same_recipe(before.manifest.options, options):
+        if not force:
+            _require_other_name(before, plan, target)
+        before = None
+    if before is not None and before.finished:
+        return _other_versions(before, plan, workspace, options, versions, tell)
+    if before is not None:
+        _go_on(before, plan, target, versions, resume, tell)
+        # Of the run that goes on, whatever became of the files that it started from; its images may have moved.
+        options = {**before.manifest.options, **({"source": options["source"]} if "source" in options else {})}
+    elif resume:
+        tell(f"there is no run in {workspace.root} to go on with: this one starts anew")
+    position = before.position if before is not None else None
     trained = fit(
         plan,
         workspace.root,
@@ -141,18 +154,55 @@ def train_recipe(
     )
 
 
-def _hash_files(plan: Recipe, workspace: Workspace) -> dict[str, str]:
-    """Hashes of the checkpoints that a recipe names: other contents make another run."""
+def _named_files(plan: Recipe, workspace: Workspace) -> dict[str, str]:
+    """Where the images lie, and hashes of the checkpoints that a recipe names: others make another run."""
     named = {"init_from": plan.network.init_from}
     if plan.distill is not None:
         named |= {"teacher": plan.distill.teacher, "teacher_weights": plan.distill.checkpoint}
     found = {}
+    if isinstance(plan.data, ImagesSection) and plan.data.source is not None:
+        place = Path(plan.data.source)
+        found["source"] = str(place.resolve()) if place.exists() else plan.data.source
     for what, name in named.items():
         places = [Path(name), workspace.root / f"{name}.best.ckpt"] if name else []
-        place = next((path for path in places if path.is_file()), None)
-        if place is not None:
-            found[what] = hash_file(place)
+        file = next((path for path in places if path.is_file()), None)
+        if file is not None:
+            found[what] = hash_file(file)
     return found
+
+
+def _other_versions(
+    before: _Before,
+    plan: Recipe,
+    workspace: Workspace,
+    options: Mapping[str, Any],
+    versions: Mapping[str, str],
+    tell: Callable[[str], None],
+) -> TrainResult:
+    """A run that finished with other versions or from other files: it stands, and what differs is said.
+
+    Raises:
+        InputError: its images lay elsewhere, or its best checkpoint is gone.
+    """
+    from vexport.train.checkpoints import find_last
+
+    last, best = (workspace.root / f"{plan.name}.{which}.ckpt" for which in ("last", "best"))
+    manifest = find_last(best)
+    then = before.manifest.options
+    if manifest is None or then.get("source") != options.get("source"):
+        what = f"{best} is gone" if manifest is None else f"it was trained on {then.get('source')}"
+        raise InputError(
+            f"{last} is of a finished run of this recipe, and {what}",
+            hint="name the new run with --set name=..., or give --force to train it anew",
+        )
+    if changed := _changed_versions(before, versions):
+        tell(f"note: finished with other versions of {changed}; --force trains it anew")
+    if files := [key for key in {**then, **options} if then.get(key) != options.get(key)]:
+        tell(f"note: finished with another {' and another '.join(files)}; --force trains it anew")
+    facts = manifest.facts
+    return TrainResult(
+        Checkpoint(best, manifest), Checkpoint(last, before.manifest), facts["top1"], 0.0, up_to_date=True
+    )
 
 
 def _finished(
@@ -170,64 +220,69 @@ def _finished(
     return best, last
 
 
-def _unfinished(
-    plan: Recipe,
-    target: Path,
-    options: Mapping[str, Any],
-    versions: Mapping[str, str],
-    *,
-    resume: bool,
-    force: bool,
-    tell: Callable[[str], None],
-) -> Position | None:
-    """Where to go on from; None to start anew.
+@dataclass(frozen=True)
+class _Before:
+    """What an earlier run left under this recipe's name.
 
-    Raises:
-        InputError: an unfinished run is in the way, or was of another recipe.
+    Args:
+        manifest: Of its last checkpoint.
+        position: Where it stands.
+        recipe: Its recipe, as plain types.
     """
+
+    manifest: Manifest
+    position: Position
+    recipe: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end."""
+        return self.position.epoch >= int(self.recipe.get("epochs", 0))
+
+
+def _find_before(target: Path) -> _Before | None:
     from vexport.train.checkpoints import find_last, read_position, read_recipe
 
     manifest = find_last(target)
-    if manifest is None:
-        if resume:
-            tell(f"there is no run in {target.parent} to go on with: this one starts anew")
-        return None
-    position, before = read_position(target), read_recipe(target)
-    if position.epoch >= int(before.get("epochs", 0)):
-        return None  # a finished run of another recipe, or with other versions: vexport may replace what it wrote
-    if not _same_recipe(manifest.options, options):
-        changed = sorted(_differences(before, plan.to_json()))
-        if resume or not force:
-            raise InputError(
-                f"{target} is of an unfinished run of another recipe, after {position.epoch} epochs",
-                details=[f"changed: {line}" for line in changed],
-                hint="undo the changes and give --resume, name the new run with --set name=..., or give --force to "
-                "start anew",
-            )
-        return None
+    return None if manifest is None else _Before(manifest, read_position(target), read_recipe(target))
+
+
+def _require_other_name(before: _Before, plan: Recipe, target: Path) -> None:
+    """Days of training are not written over by the same name: a run of another recipe, or on other images.
+
+    Raises:
+        InputError: it is one.
+    """
+    changed = sorted(_differences(before.recipe, plan.to_json()))
+    state = "finished run" if before.finished else f"unfinished run, after {before.position.epoch} epochs,"
+    raise InputError(
+        f"{target} is of a {state} of another recipe",
+        details=[f"changed: {line}" for line in changed],
+        hint="name the new run with --set name=..., or give --force to write over it"
+        + ("" if before.finished else "; undo the changes and give --resume to go on with it"),
+    )
+
+
+def _go_on(
+    before: _Before, plan: Recipe, target: Path, versions: Mapping[str, str], resume: bool, tell: Callable[[str], None]
+) -> None:
+    """See that an unfinished run of this recipe may be gone on with, and say what differs.
+
+    Raises:
+        InputError: `--resume` was not given.
+    """
     if not resume:
-        if not force:
-            raise InputError(
-                f"{target} is of an unfinished run of this recipe (epoch {position.epoch} of {plan.epochs})",
-                hint="--resume goes on with it, --force starts anew",
-            )
-        return None
-    if manifest.options != options:
-        tell("note: a file that the recipe names (init_from or a teacher) is not what it was when this run began")
-    if manifest.versions != versions:
-        other = [name for name in versions if manifest.versions.get(name) != versions[name]]
-        tell(f"note: {', '.join(other)} changed since: the weights need not equal those of an uninterrupted run")
-    return position
+        raise InputError(
+            f"{target} is of an unfinished run of this recipe (epoch {before.position.epoch} of {plan.epochs})",
+            hint="--resume goes on with it, --force starts anew",
+        )
+    if changed := _changed_versions(before, versions):
+        tell(f"note: {changed} changed since: the weights need not equal those of an uninterrupted run")
 
 
-def _begun_with(target: Path) -> dict[str, Any]:
-    manifest = read_manifest(target)
-    assert manifest is not None, "it is gone on with"
-    return manifest.options
-
-
-def _same_recipe(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one.get(key) == other.get(key) for key in ("recipe", "recipe_hash"))
+def _changed_versions(before: _Before, versions: Mapping[str, str]) -> str:
+    other = [name for name in versions if before.manifest.versions.get(name) != versions[name]]
+    return ", ".join(f"{name} ({before.manifest.versions.get(name)} then)" for name in other)
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:

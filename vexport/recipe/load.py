@@ -28,11 +28,21 @@ Lines = dict[Location, Place]
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of what shapes the weights; comments, order, spelling of numbers and how the work is shared do not."""
+    """SHA-256 of what shapes the weights.
+
+    Comments, order and spelling of numbers do not matter, nor how the work is shared, where the images lie, and when
+    checkpoints are written.
+    """
     plain = recipe.to_json()
-    plain["compute"].pop("devices")
+    left_out = ["device", "compute.devices", "checkpoint", "data.source", "data.max_damaged"]
     if not str(plain["data"].get("source")).startswith("wds/"):  # there each worker shuffles its own shards
-        plain["data"].pop("workers", None)
+        left_out.append("data.workers")
+    for dotted in left_out:
+        *sections, field = dotted.split(".")
+        section = plain
+        for name in sections:
+            section = section[name]
+        section.pop(field, None)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -313,13 +323,14 @@ def _check_together(recipe: Recipe) -> list[Finding]:
         message = f"{recipe.schedule.min_lr:g} should be less than optimizer.lr, {recipe.optimizer.lr:g}"
         findings.append((("schedule", "min_lr"), message))
     micro, batch = recipe.compute.micro_batch, recipe.batch_size
-    if micro is not None and batch % micro:
+    if micro is not None and batch > micro and batch % micro:
         message = f"batch_size {batch} should be a multiple of {micro}"
         findings.append((("compute", "micro_batch"), message))
     if recipe.data.name == "images":
         mixes = recipe.data.augment.mixup > 0 or recipe.data.augment.cutmix > 0
-        if mixes and (micro or batch) % 2:
-            message = f"{micro or batch} should be even: mixup and cutmix pair images"
+        together = min(micro or batch, batch)
+        if mixes and together % 2:
+            message = f"{together} should be even: mixup and cutmix pair images"
             findings.append((("compute", "micro_batch") if micro else ("batch_size",), message))
         for field in ("scale", "ratio"):
             low, high = getattr(recipe.data.augment, field)

@@ -114,8 +114,8 @@ class ImagesSection(Section):
 class OptimizerSection(Section):
     """Optimiser; one-dimensional tensors and biases get no weight decay.
 
-    `layer_decay` lowers the learning rate by this factor from each stage to the one before it; `clip_norm` bounds the
-    gradient's norm.
+    `eps` None is timm's own; `layer_decay` lowers the learning rate by this factor from each stage to the one before
+    it; `clip_norm` bounds the gradient's norm.
     """
 
     name: Literal["adamw", "lamb", "sgd"] = "lamb"
@@ -123,6 +123,7 @@ class OptimizerSection(Section):
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
     betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: Annotated[Float, Field(gt=0)] | None = None
     layer_decay: Annotated[Float, Field(gt=0, le=1)] | None = None
     clip_norm: Annotated[Float, Field(gt=0)] | None = None
 
@@ -164,8 +165,8 @@ class DistillSection(Section):
 class ComputeSection(Section):
     """How the machine is used; the results depend on `micro_batch` and on precision, not on the number of devices.
 
-    `micro_batch` images go through the network at once on a device: BatchNorm sees so many. Gradients are accumulated
-    until `batch_size` images are through. None: all that fall to a device.
+    At most `micro_batch` images go through the network at once on a device: BatchNorm sees so many. Gradients are
+    accumulated until `batch_size` images are through. None: all that fall to a device.
     """
 
     devices: Annotated[Int, Field(ge=1)] | Literal["auto"] = "auto"

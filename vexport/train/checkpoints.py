@@ -25,13 +25,17 @@ class Position:
 
     Args:
         epoch: Completed epochs.
-        batches: Micro-batches of the next one that each device has done.
+        steps: Steps of the optimiser that are done of the next one.
         run: The run's number, for its log files.
+        images: How many training images there were; None where the file does not say.
+        class_names: Of the data.
     """
 
     epoch: int = 0
-    batches: int = 0
+    steps: int = 0
     run: int = 1
+    images: int | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def read_position(checkpoint: Path) -> Position:
@@ -41,13 +45,24 @@ def read_position(checkpoint: Path) -> Position:
     """
     loaded = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     card = loaded["vexport"]
-    return Position(int(loaded["epoch"]), int(card.get("batches", 0)), int(card.get("run", 1)))
+    return Position(
+        int(loaded["epoch"]),
+        int(card.get("steps", 0)),
+        int(card.get("run", 1)),
+        card.get("images"),
+        tuple(card.get("class_names", ())),
+    )
 
 
 def read_recipe(checkpoint: Path) -> dict[str, Any]:
     """The recipe that a checkpoint was trained by, as plain types."""
     loaded = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     return dict(loaded["vexport"].get("recipe", {}))
+
+
+def same_recipe(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two requests are for the same weights, as far as the recipe says."""
+    return all(one.get(key) == other.get(key) for key in ("recipe", "recipe_hash"))
 
 
 def find_last(path: Path) -> Manifest | None:
@@ -113,6 +128,7 @@ class WriteCheckpoints(Callback):
         self._best_key: list[float] | None = None
         self.best: Checkpoint | None = None
         self.last: Checkpoint | None = None
+        self.wrote = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_key": self._best_key}
@@ -120,7 +136,7 @@ class WriteCheckpoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best so far, if its file is still there."""
         manifest = find_last(self._targets.best)
-        if manifest is not None and manifest.options == self._options:
+        if manifest is not None and same_recipe(manifest.options, self._options):
             self.best, self._best_key = Checkpoint(self._targets.best, manifest), state_dict["best_key"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -128,8 +144,8 @@ class WriteCheckpoints(Callback):
         due = self._every_steps is not None and trainer.global_step % self._every_steps == 0
         # The last step of an epoch is followed by the epoch's own checkpoint.
         if due and pl_module.ends_step(batch_idx) and batch_idx + 1 < trainer.num_training_batches:
-            pl_module.look_at_losses()  # a checkpoint of weights that have broken is none
-            self._write(self._targets.last, trainer, pl_module, batch_idx + 1)
+            pl_module.require_sound(batch)  # a checkpoint of weights that have broken is none
+            self._write(self._targets.last, trainer, pl_module, (batch_idx + 1) // pl_module.layout.accumulate)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -142,16 +158,16 @@ class WriteCheckpoints(Callback):
         self.last = self._write(self._targets.last, trainer, pl_module, 0)
 
     def _write(
-        self, target: Path, trainer: Trainer, module: TrainingModule, batches: int, *, weights_only: bool = False
+        self, target: Path, trainer: Trainer, module: TrainingModule, steps: int, *, weights_only: bool = False
     ) -> Checkpoint | None:
         """Every process takes part, the first one writes."""
-        module.finished_batches = batches
+        module.finished_steps = steps
         if not trainer.is_global_zero:
             trainer.save_checkpoint(target, weights_only=weights_only)
             return None
         facts = {**self._facts, "slope": module.slope, "epoch": module.finished_epochs, **_scores(module)}
-        if batches:
-            facts["batches"] = batches
+        if steps:
+            facts["steps"] = steps
 
         def describe(sha256: str, size_bytes: int) -> Manifest:
             return Manifest(
@@ -160,6 +176,7 @@ class WriteCheckpoints(Callback):
 
         with stage(target, force=self._force) as staging:
             trainer.save_checkpoint(staging.path, weights_only=weights_only)
+            self.wrote = True
             return staging.publish(Checkpoint, describe)
 
 

@@ -26,7 +26,7 @@ from vexport.train.checkpoints import PlainCheckpointIO, Position, Targets, Writ
 from vexport.train.data import TrainingData, load_data
 from vexport.train.devices import Devices, find_devices
 from vexport.train.loading import CountDamaged, Loading, steps_per_epoch
-from vexport.train.log import Progress, Watch, draw_curves, log_folder, make_loggers, next_run
+from vexport.train.log import Progress, Report, Watch, draw_curves, log_folder, make_loggers, next_run
 from vexport.train.losses import make_loss
 from vexport.train.manners import interrupts_pass, quiet
 from vexport.train.module import Schedule, TrainingModule
@@ -115,6 +115,7 @@ def fit(
                 "and cutmix pair images",
                 hint="choose a batch_size that leaves each device an even number",
             )
+        _require_same_data(position, data, recipe)
         spec = _spec(recipe, data)
         seed_all(recipe.seed)
         network = build_network(spec, drop_rate=recipe.network.drop_rate)
@@ -122,7 +123,7 @@ def fit(
             for block in carry_over(network, spec, load_checkpoint(init_from)):
                 tell(f"  {block}")
         module = _module(recipe, spec, data, layout, network, _card(recipe, spec, data, versions, position.run))
-        damaged = CountDamaged(data.max_damaged)
+        damaged = CountDamaged(data.max_damaged, tell)
         writer = WriteCheckpoints(
             targets,
             options=options,
@@ -132,21 +133,30 @@ def fit(
             force=force,
         )
         ramp = recipe.deep_training
+        watch = Watch()
         callbacks: list[Callback] = [
             SlopeSchedule(ramp.decay_epochs, decay=ramp.decay, per=ramp.per),
             damaged,
             AverageWeights(),
+            watch,
             writer,
-            Watch(progress if is_first_process() else None),  # an epoch that is reported has its checkpoint
         ]
+        if progress is not None and is_first_process():
+            callbacks.append(Report(progress, watch))
         log = log_folder(folder, recipe.name, position.run)
         trainer = _trainer(recipe, devices, layout, callbacks, log, steps if data.streamed else None)
-        loading = Loading(data, layout, recipe.seed, epoch=position.epoch, start=position.batches)
+        loading = Loading(data, layout, recipe.seed, epoch=position.epoch, start=position.steps * layout.accumulate)
         try:
             trainer.fit(module, datamodule=loading, ckpt_path=resume)
         except TrainingError as error:
-            error.details = (*error.details, _kept(targets))
+            error.details = (*error.details, _kept(targets) if resume or writer.wrote else NOTHING_KEPT)
             raise
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the device's memory is too small for {layout.micro_batch} images at once",
+                details=[*str(error).splitlines()[:1], _kept(targets) if resume or writer.wrote else NOTHING_KEPT],
+                hint="lower compute.micro_batch; gradients are then accumulated over more of them",
+            ) from error
         finally:
             for logger in trainer.loggers:
                 with contextlib.suppress(OSError):
@@ -192,6 +202,7 @@ def _card(
         "network": spec.to_json(),
         "preprocessing": data.preprocessing.to_json(),
         "class_names": list(data.class_names),
+        "images": len(data.train),  # type: ignore[arg-type]
         "recipe": recipe.to_json(),
         "recipe_name": recipe.name,
         "versions": dict(versions),
@@ -210,7 +221,10 @@ def _module(
     chosen, compute = recipe.optimizer, recipe.compute
 
     def make_optimizer(network: nn.Module) -> Optimizer:
-        betas: dict[str, Any] = {} if chosen.name == "sgd" else {"betas": chosen.betas}
+        # SGD knows neither.
+        more: dict[str, Any] = {} if chosen.name == "sgd" else {"betas": chosen.betas}
+        if chosen.eps is not None and chosen.name != "sgd":
+            more["eps"] = chosen.eps
         made: Optimizer = create_optimizer_v2(
             network,
             opt=chosen.name,
@@ -218,7 +232,7 @@ def _module(
             weight_decay=chosen.weight_decay,
             momentum=chosen.momentum,
             layer_decay=chosen.layer_decay,
-            **betas,
+            **more,
         )
         return made
 
@@ -270,9 +284,28 @@ def _trainer(
     )
 
 
+NOTHING_KEPT = "no epoch was finished, so there is no checkpoint of this run"
+
+
 def _kept(targets: Targets) -> str:
-    if targets.last.is_file():
-        position = read_position(targets.last)
-        within = f" and {position.batches} batches of the next" if position.batches else ""
-        return f"{targets.last} holds the state after epoch {position.epoch}{within}"
-    return "no epoch was finished, so there is no checkpoint of this run"
+    if not targets.last.is_file():
+        return NOTHING_KEPT
+    position = read_position(targets.last)
+    within = f" and {position.steps} steps of the next" if position.steps else ""
+    return f"{targets.last} holds the state after epoch {position.epoch}{within}"
+
+
+def _require_same_data(position: Position, data: TrainingData, recipe: Recipe) -> None:
+    """A run goes on with the images that it began with, wherever they lie now.
+
+    Raises:
+        RecipeError: there are others.
+    """
+    count = len(data.train)  # type: ignore[arg-type]
+    if position.images is None or (position.images == count and position.class_names == data.class_names):
+        return
+    raise RecipeError(
+        f"the run began with {position.images} training images of {len(position.class_names)} classes; "
+        f"there are {count} of {len(data.class_names)} now",
+        hint=f"give the same images, or name the new run with --set name={recipe.name}_2",
+    )

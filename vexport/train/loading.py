@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from vexport.errors import InputError
 from vexport.train.data import Batch, Refusal, TrainingData
 from vexport.train.digits import InMemory
 from vexport.train.images import collate
+from vexport.train.ranks import gather_from_all, is_distributed
 from vexport.train.sampling import Layout, MicroBatches
 from vexport.train.seeding import derive_seed
 from vexport.train.streams import ImageStream
@@ -109,17 +111,29 @@ class InOrder(Sampler[int]):
         return len(self._numbers)
 
 
+# After so many steps several processes tell each other what they met.
+GATHER_EVERY = 20
+
+
 class CountDamaged(Callback):
-    """Collects the names of images that could not be read; too many are an error.
+    """Collects the names of images that could not be read; too many are an error, in all processes together.
 
     Args:
         limit: How many are skipped.
+        tell: Told of each.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, tell: Callable[[str], None] = lambda _: None) -> None:
+        self._limit, self._tell = limit, tell
         self._met = 0  # micro-batches of this epoch
+        self._new: list[str | Refusal] = []
         self.names: dict[str, None] = {}  # in the order in which they were met
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"names": list(self.names)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.names = dict.fromkeys(state_dict["names"])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._met = 0
@@ -132,7 +146,19 @@ class CountDamaged(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         self._met += 1
-        self._count(batch)
+        self._new += batch[2]
+        if not is_distributed() or batch_idx % (GATHER_EVERY * pl_module.layout.accumulate) == 0:
+            self._meet(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._new += batch[2]
+        if not is_distributed():
+            self._meet(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._meet(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         stream = getattr(trainer.train_dataloader, "dataset", None)
@@ -142,19 +168,19 @@ class CountDamaged(Callback):
                 hint="check the count of images, and that each has its class beside it (.cls)",
             )
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._count(batch)
-
-    def _count(self, batch: Batch) -> None:
-        refusals = [found for found in batch[2] if isinstance(found, Refusal)]
-        self.names.update(dict.fromkeys(found for found in batch[2] if not isinstance(found, Refusal)))
+    def _meet(self, trainer: Trainer) -> None:
+        """Every process comes by here at the same time."""
+        found, self._new = gather_from_all(self._new), []
+        for name in found:
+            if not isinstance(name, Refusal) and name not in self.names:
+                self.names[name] = None
+                if trainer.is_global_zero:
+                    self._tell(f"damaged, skipped: {name}")
         if len(self.names) > self._limit:
             raise InputError(
                 f"{len(self.names)} images cannot be read, {self._limit} are skipped",
                 details=list(self.names)[:12],
                 hint="copy or remove them, or raise data.max_damaged",
             )
-        for refusal in refusals:
+        for refusal in (name for name in found if isinstance(name, Refusal)):
             raise InputError(refusal.message, details=list(self.names)[:12], hint=refusal.hint)

@@ -41,22 +41,16 @@ def make_loggers(folder: Path) -> list[Logger]:
 
 
 class Watch(Callback):
-    """Measures throughput and the share of time that is spent waiting for images; logs; reports progress.
+    """Measures throughput and the share of time that is spent waiting for images, and logs.
 
-    Args:
-        progress: Called with epochs done, all epochs and the figures so far: at each epoch's end with all of them, and
-            in between with `step`, `steps`, `images_per_s`, `data_wait` and `eta_s`.
+    It stands before whatever writes checkpoints: what a checkpoint holds is in the log files already.
     """
 
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._reported = 0.0
+    figures: Mapping[str, float]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._began, self._batches = time.perf_counter(), 0
         self._restart()
-        if self._progress is not None:
-            self._progress(trainer.current_epoch, trainer.max_epochs or 0, {})
 
     def _restart(self) -> None:
         self._wait_s, self._busy_s, self._images = 0.0, 0.0, 0
@@ -81,10 +75,6 @@ class Watch(Callback):
             pl_module.look_at_losses()
             figures = {"loss": pl_module.recent_loss, "lr": lr_of(trainer), "slope": pl_module.slope}
             self._log(trainer, figures)
-        if self._progress is not None and now - self._reported > REFRESH_S:
-            self._reported = now
-            figures = {"step": batch_idx + 1, "steps": float(trainer.num_training_batches), **self._speed(trainer)}
-            self._progress(trainer.current_epoch, trainer.max_epochs or 0, figures)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -97,13 +87,12 @@ class Watch(Callback):
             "top1_model": model.top1,
             "held_out_loss": ema.loss,
             "lr": lr_of(trainer),
-            **self._speed(trainer),
+            **self.speed(trainer),
         }
         self._log(trainer, {name: value for name, value in figures.items() if name != "eta_s"})
-        if self._progress is not None:
-            self._progress(trainer.current_epoch + 1, trainer.max_epochs or 0, figures | {"loss": pl_module.mean_loss})
+        self.figures = figures | {"loss": pl_module.mean_loss}
 
-    def _speed(self, trainer: Trainer) -> dict[str, float]:
+    def speed(self, trainer: Trainer) -> dict[str, float]:
         """Of this epoch; the time that is left is told by the pace since the start, with what validation takes."""
         spent = self._wait_s + self._busy_s
         left = float(trainer.num_training_batches) * (trainer.max_epochs or 0)
@@ -119,6 +108,33 @@ class Watch(Callback):
     def _log(trainer: Trainer, figures: Mapping[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(dict(figures), step=trainer.global_step)
+            logger.save()  # a killed process leaves what was logged
+
+
+class Report(Callback):
+    """Tells the caller how far training is.
+
+    Args:
+        progress: Called with epochs done, all epochs and the figures so far: at each epoch's end with all of them, once
+            its checkpoint is written, and in between with `step`, `steps`, `images_per_s`, `data_wait` and `eta_s`.
+        watch: Has the figures.
+    """
+
+    def __init__(self, progress: Progress, watch: Watch) -> None:
+        self._progress, self._watch, self._reported = progress, watch, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._progress(trainer.current_epoch, trainer.max_epochs or 0, {})
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        now = time.perf_counter()
+        if now - self._reported > REFRESH_S:
+            self._reported = now
+            figures = {"step": batch_idx + 1, "steps": float(trainer.num_training_batches)}
+            self._progress(trainer.current_epoch, trainer.max_epochs or 0, figures | self._watch.speed(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._progress(trainer.current_epoch + 1, trainer.max_epochs or 0, self._watch.figures)
 
 
 def lr_of(trainer: Trainer) -> float:

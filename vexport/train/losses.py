@@ -111,7 +111,9 @@ def make_loss(recipe: Recipe, classes: int, images: Preprocessing, *, mixes_labe
     """
     smoothing = 0.0 if mixes_labels else recipe.loss.label_smoothing
     loss: nn.Module = (
-        BinaryCrossEntropy(smoothing=smoothing)
+        # Beside a teacher it is summed over the classes: their mean would be hundreds of times smaller than what the
+        # teacher adds, and `weight` would say nothing.
+        BinaryCrossEntropy(smoothing=smoothing, sum_classes=recipe.distill is not None)
         if recipe.loss.name == "bce"
         else nn.CrossEntropyLoss(label_smoothing=smoothing)
     )

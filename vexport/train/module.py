@@ -112,7 +112,7 @@ class TrainingModule(LightningModule):
         self.layout, self.seed, self._held_out_shared = layout, seed, held_out_shared
         self._losses: list[Tensor] = []  # of this epoch's steps that were not looked at yet
         self._seen = [0.0, 0]  # sum and count of those that were
-        self.finished_epochs = self.finished_batches = 0  # told by whoever writes checkpoints
+        self.finished_epochs = self.finished_steps = 0  # told by whoever writes checkpoints
 
     @property
     def slope(self) -> float:
@@ -200,6 +200,28 @@ class TrainingModule(LightningModule):
         self._seen = [self._seen[0] + float(losses.sum()), self._seen[1] + len(losses)]
         self.recent_loss = float(losses.mean())
 
+    def require_sound(self, batch: Batch) -> None:
+        """See that the losses so far are finite, and that the weights as they are now answer with finite numbers.
+
+        Raises:
+            TrainingError: they do not.
+        """
+        self.look_at_losses()
+        images = batch[0].contiguous(memory_format=self._memory)
+        broken = torch.zeros((), device=self.device)
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for network in (self.network, self.ema.module):
+                training = network.training
+                network.eval()  # neither BatchNorm's statistics nor dropout's draws are touched
+                broken += (~torch.isfinite(network(images).float())).any()
+                network.train(training)
+        if sum_over_ranks(broken).item():
+            raise TrainingError(
+                f"the weights have broken in step {self.global_step - 1} (epoch {self.current_epoch}): their answers "
+                "are not finite",
+                hint=DIVERGED,
+            )
+
     def on_validation_epoch_start(self) -> None:
         self.look_at_losses()  # first: they name the step
         # DDP copies the first process's statistics before each step; after the last one they differ.
@@ -244,13 +266,27 @@ class TrainingModule(LightningModule):
             "slope": self.slope,
             "slope_ema": float(self.ema.module.slope),
             "top1": top1,
-            "batches": self.finished_batches,
+            "steps": self.finished_steps,
+            "accumulate": self.layout.accumulate,
             "losses": list(self._seen),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._seen = list(checkpoint["vexport"].get("losses", (0.0, 0)))
         self.finished_epochs = int(checkpoint["epoch"])
+        before = int(checkpoint["vexport"].get("accumulate", self.layout.accumulate))
+        if before != self.layout.accumulate:
+            # Another number of devices shares the same steps: Lightning counts micro-batches of one device.
+            _recount(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], before, self.layout.accumulate)
+            self._seen = [value / before * self.layout.accumulate for value in self._seen]
+
+
+def _recount(progress: dict[str, Any], before: int, now: int) -> None:
+    """Lightning's count of micro-batches, for another number of them per step, in place."""
+    for counts in (progress["total"], progress["current"]):
+        behind = {name: counts["ready"] - counts[name] for name in counts}  # what was not completed when it was saved
+        ready = counts["ready"] // before * now
+        counts.update({name: ready - missing for name, missing in behind.items()})
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

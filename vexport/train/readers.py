@@ -7,14 +7,14 @@ import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from timm.data import create_reader  # type: ignore[attr-defined]
+from timm.data import create_reader, get_img_extensions, set_img_extensions  # type: ignore[attr-defined]
 
 from vexport.errors import MissingDependencyError, RecipeError
 from vexport.recipe import ImagesSection
-from vexport.run.images import DAMAGED
+from vexport.run.images import DAMAGED, SUFFIXES
 
 # timm's name of a source begins with one of these where it is neither a folder nor a tar file.
 STREAMS = ("wds",)
@@ -77,13 +77,46 @@ def open_reader(section: ImagesSection, split: str, classes: Sequence[str] | Non
 def _read(place: Path, class_map: Mapping[str, int] | None = None) -> Any:
     """timm's reader of a folder or a tar file."""
     try:
-        return create_reader("", root=str(place), class_map=class_map)
+        with _every_kind_of_image():
+            reader = create_reader("", root=str(place), class_map=class_map)
+        if place.is_dir():
+            _label_by_first_folder(reader, place, class_map)
+        return reader
     except (RuntimeError, AssertionError, OSError, KeyError, ValueError, tarfile.TarError) as error:
         raise RecipeError(
             f"there are no labelled images in {place}",
             details=[str(error).splitlines()[0]] if str(error) and not isinstance(error, ValueError) else (),
-            hint="a folder per class, with images in it: .png, .jpg or .jpeg",
+            hint="a folder per class, with images in it",
         ) from error
+
+
+@contextmanager
+def _every_kind_of_image() -> Iterator[None]:
+    """timm takes .png and .jpg alone, and leaves others out in silence; what `eval` counts is trained on too."""
+    before = get_img_extensions()  # type: ignore[no-untyped-call]
+    set_img_extensions(sorted(SUFFIXES))  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        set_img_extensions(before)  # type: ignore[no-untyped-call]
+
+
+def _label_by_first_folder(reader: Any, place: Path, class_map: Mapping[str, int] | None) -> None:
+    """Classes are the folders right below, in place, as `eval` has it; hidden ones and what NAS boxes add are none.
+
+    timm takes the innermost folder: `cat/indoor` and `dog/indoor` would be one class.
+    """
+    start = len(str(place).rstrip(os.sep)) + 1
+    found = []
+    for path, _ in reader.samples:
+        *folders, _file = PurePath(path[start:]).parts
+        if not any(folder.startswith((".", "@")) for folder in folders):
+            found.append((path, folders[0] if folders else OUTSIDE[0]))
+    if not found:
+        raise RuntimeError("every folder is hidden")
+    numbers = class_map or {name: at for at, name in enumerate(sorted({name for _, name in found}))}
+    reader.samples = [(path, numbers[name]) for path, name in sorted(found) if name in numbers]
+    reader.class_to_idx = dict(numbers)
 
 
 def _require_folders(place: Path, reader: Any, classes: Sequence[str]) -> None:
@@ -101,12 +134,12 @@ def _require_folders(place: Path, reader: Any, classes: Sequence[str]) -> None:
         return
     start = len(str(place)) + 1
     used = {path[start:].partition(os.sep)[0] for path, _ in reader.samples}
-    folders = {entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    folders = {entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith((".", "@"))}
     empty = sorted(folders - used)
     if empty:
         raise RecipeError(
             f"{place} has folders without images: {_listed(empty)}",
-            hint="remove them, or put .png, .jpg or .jpeg files there",
+            hint="remove them, or put images there",
         )
 
 

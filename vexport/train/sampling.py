@@ -45,7 +45,7 @@ class Layout:
             raise RecipeError(
                 f"batch_size {batch_size} cannot be shared by {world} devices", hint="choose a multiple of the devices"
             )
-        micro = micro_batch or batch_size // world
+        micro = min(micro_batch or batch_size, batch_size // world)
         if batch_size % (micro * world):
             raise RecipeError(
                 f"batch_size {batch_size} is no multiple of compute.micro_batch {micro} times {world} devices",

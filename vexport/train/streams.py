@@ -1,7 +1,7 @@
 """WebDataset shards: images in the order of the shards, shuffled in a buffer, by timm's reader.
 
 What a stream cannot do: go on in the middle of an epoch, and show the same images on another number of devices or
-workers. timm skips damaged images by itself and logs them.
+workers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from vexport.artifacts import Preprocessing
 from vexport.errors import MissingDependencyError, RecipeError
 from vexport.recipe import ImagesSection, Recipe
 from vexport.run.images import prepare
-from vexport.train.data import Refusal, TrainingData
+from vexport.train.data import UNREADABLE, Refusal, TrainingData
 from vexport.train.images import Sample, is_mixed, make_mix, make_transform
+from vexport.train.readers import BROKEN
 from vexport.train.seeding import derive_seed, seed_cpu
 
 
@@ -34,13 +35,20 @@ class ImageStream(IterableDataset[Sample]):
         reader: timm's.
         transform: From a Pillow image to a tensor.
         classes: How many there are.
-        seed: Of the random moves; None for images that are not moved.
+        size: C, H and W of an image.
+        seed: Of the random moves; None for held-out images, which are not moved.
     """
 
     def __init__(
-        self, reader: Any, transform: Callable[[Image.Image], Tensor], classes: int, seed: int | None = None
+        self,
+        reader: Any,
+        transform: Callable[[Image.Image], Tensor],
+        classes: int,
+        size: tuple[int, int, int],
+        seed: int | None = None,
     ) -> None:
         self.reader, self._transform, self._classes, self._seed = reader, transform, classes, seed
+        self._size = size
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -70,14 +78,73 @@ class ImageStream(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
         place = (self.reader.dist_rank, worker.id if worker else 0)
+        damaged = name_damaged(self.reader)
+        found: list[str | Refusal] = []
+        owed = 0  # damaged training images: the next good one takes their place, moved anew
         for index, (image, label) in enumerate(self.reader):
-            if self._seed is not None:
-                seed_cpu(derive_seed(self._seed, "stream", self._epoch, *place, index))
-            found: list[str | Refusal] = []
+            found, damaged[:] = [*found, *damaged], []
+            if image is None:
+                found.append(str(label))
+                owed += self._seed is not None
+                if self._seed is None:
+                    yield torch.zeros(self._size), UNREADABLE, found
+                    found = []
+                continue
             if not 0 <= label < self._classes:
                 message = f"an image has the class {label}, data.classes says {self._classes}"
-                found = [Refusal(message, f"classes are numbers from 0 to {self._classes - 1}: correct data.classes")]
-            yield self._transform(image), int(label), found
+                found.append(
+                    Refusal(message, f"classes are numbers from 0 to {self._classes - 1}: correct data.classes")
+                )
+            for turn in range(owed + 1):
+                if self._seed is not None:
+                    seed_cpu(derive_seed(self._seed, "stream", self._epoch, *place, index, turn))
+                yield self._transform(image), int(label), found
+                found = []
+            owed = 0
+        if self._seed is None and (found or damaged):  # a shard that breaks off at its end
+            yield torch.zeros(self._size), UNREADABLE, [*found, *damaged]
+
+
+class _Named:
+    """A decoding step that names what it cannot decode, where timm's own drops it.
+
+    Args:
+        decode: timm's: a sample of a shard to image and class.
+    """
+
+    def __init__(self, decode: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+        self._decode = decode
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            return self._decode(sample)
+        except (*BROKEN, LookupError):
+            # An image and a class as timm's next step expects them.
+            return {"jpg": None, "target": f"{sample.get('__url__', 'a shard')}: {sample.get('__key__', '?')}"}
+
+
+def name_damaged(reader: Any) -> list[str]:
+    """Let a reader of shards tell of what it cannot read, which timm skips: images as (None, name), shards by a list.
+
+    Returns:
+        Where broken shards are named as they are met.
+    """
+    broken: list[str] = []
+
+    def note(error: Exception) -> bool:
+        broken.append(": ".join(str(part) for part in (error.args[-1:] or ("a shard",))) + f" ({type(error).__name__})")
+        return True
+
+    if reader.ds is None:
+        reader._lazy_init()
+    for at, step in enumerate(reader.ds.pipeline):
+        kw = getattr(step, "kw", {})
+        if "handler" not in kw:
+            continue
+        decodes = step.args and isinstance(step.args[0], partial)
+        args = (_Named(step.args[0]), *step.args[1:]) if decodes else step.args
+        reader.ds.pipeline[at] = type(step)(step.f, *args, **{**kw, "handler": note})
+    return broken
 
 
 def open_streams(recipe: Recipe, section: ImagesSection, preprocessing: Preprocessing) -> TrainingData:
@@ -99,8 +166,10 @@ def open_streams(recipe: Recipe, section: ImagesSection, preprocessing: Preproce
     train = _open(section, section.train_split, recipe, training=True)
     held_out = _open(section, section.held_out_split, recipe, training=False)
     return TrainingData(
-        train=ImageStream(train, make_transform(section), section.classes, recipe.seed),
-        held_out=ImageStream(held_out, partial(_prepare, preprocessing=preprocessing), section.classes),
+        train=ImageStream(train, make_transform(section), section.classes, preprocessing.input_size, recipe.seed),
+        held_out=ImageStream(
+            held_out, partial(_prepare, preprocessing=preprocessing), section.classes, preprocessing.input_size
+        ),
         class_names=tuple(str(number) for number in range(section.classes)),
         preprocessing=preprocessing,
         mix=make_mix(recipe, section.classes),
