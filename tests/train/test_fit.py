@@ -111,6 +111,8 @@ def test_the_same_again_is_up_to_date_and_a_change_is_not(tiny, workspace):
     assert caught.value.details == ("changed: seed: 0 then, 1 now",)
     assert load_artifact(first.last.path) == first.last
     assert not train_recipe(tiny, workspace=workspace, overrides=["seed=1"], force=True).up_to_date
+    assert not train_recipe(tiny, workspace=workspace, overrides=["seed=2"], resume=True, replace=True).up_to_date
+    assert train_recipe(tiny, workspace=workspace, overrides=["seed=2"], replace=True).up_to_date
 
 
 def test_a_finished_run_with_other_versions_stands(tiny, workspace):

@@ -98,7 +98,7 @@ def quickstart(
         VexportError: see the tree in errors.py.
     """
     on_step("training on scikit-learn's digits", None)
-    trained = train_recipe(RECIPE, workspace=workspace, resume=True, force=force, on_progress=on_epoch)
+    trained = train_recipe(RECIPE, workspace=workspace, resume=True, replace=True, force=force, on_progress=on_epoch)
     assert trained is not None, "one process trains"
     on_step("merging, with proof", None)
     fused = fuse_checkpoint(trained.best.path, workspace=workspace, force=force)

@@ -73,6 +73,7 @@ def train_recipe(
     workspace: Workspace,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    replace: bool = False,
     force: bool = False,
     on_progress: Progress | None = None,
     tell: Callable[[str], None] = lambda _: None,
@@ -84,8 +85,8 @@ def train_recipe(
         workspace: Where `<recipe>.best.ckpt` and `<recipe>.last.ckpt` go.
         overrides: `section.field=value`, each over the recipe's own.
         resume: Go on from the last checkpoint of an unfinished run of this recipe; start anew where there is none.
-        force: Replace files that vexport did not write, and runs of this name: an unfinished one, or one of another
-            recipe.
+        replace: Write over a run of this name that was of another recipe.
+        force: Start anew whatever run of this name there is, and replace files that vexport did not write.
         on_progress: Called with the epochs done, all epochs, and figures: at the end of an epoch loss, slope, top1,
             top1_model; always images_per_s, data_wait (a share) and eta_s once training runs.
         tell: Told what a reader of the terminal should know.
@@ -116,7 +117,7 @@ def train_recipe(
     target = workspace.root / f"{plan.name}.last.ckpt"
     before = None if force and not resume else _find_before(target)
     if before is not None and not same_recipe(before.manifest.options, options):
-        if not force:
+        if not (force or replace):
             _require_other_name(before, plan, target)
         before = None
     if before is not None and before.finished:
