@@ -111,7 +111,12 @@ def test_the_same_again_is_up_to_date_and_a_change_is_not(tiny, workspace):
     assert caught.value.details == ("changed: seed: 0 then, 1 now",)
     assert load_artifact(first.last.path) == first.last
     assert not train_recipe(tiny, workspace=workspace, overrides=["seed=1"], force=True).up_to_date
-    assert not train_recipe(tiny, workspace=workspace, overrides=["seed=2"], resume=True, replace=True).up_to_date
+    with pytest.raises(InputError, match="a finished run of another recipe"):
+        train_recipe(tiny, workspace=workspace, overrides=["seed=2"], resume=True, force=True)
+    told = []
+    other = train_recipe(tiny, workspace=workspace, overrides=["seed=2"], resume=True, replace=True, tell=told.append)
+    assert not other.up_to_date
+    assert told == ["writing over tiny.last.ckpt, of another recipe"]
     assert train_recipe(tiny, workspace=workspace, overrides=["seed=2"], replace=True).up_to_date
 
 
@@ -130,8 +135,10 @@ def test_a_finished_run_with_other_versions_stands(tiny, workspace):
         assert told == ["note: finished with other versions of timm (0.9 then); --force trains it anew"]
     assert not train_recipe(tiny, workspace=workspace, force=True).up_to_date
     first.best.path.unlink()
-    with pytest.raises(InputError, match=r"tiny.best.ckpt is gone"):
-        train_recipe(tiny, workspace=workspace)
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"tiny.best.ckpt is gone"):
+            train_recipe(tiny, workspace=workspace, resume=resume)
+    assert not train_recipe(tiny, workspace=workspace, resume=True, force=True).up_to_date
 
 
 def test_the_seed_decides_everything(tiny, tmp_path):

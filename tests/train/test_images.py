@@ -354,6 +354,24 @@ def test_damaged_images_in_shards_are_named_and_replaced(shards: Path, train: Ca
         train(f"data.source=wds/{shards}", "data.classes=3", "data.max_damaged=0")
 
 
+@pytest.mark.parametrize("place", range(8))
+def test_wherever_it_lies_a_damaged_image_in_a_shard_costs_no_batch(
+    shards: Path, open_data: Callable[..., TrainingData], place: int
+) -> None:
+    """The last good one takes its place, moved anew."""
+    seen = iter(range(100))
+
+    def spoil(name: str, content: bytes) -> bytes:
+        return content[:50] if name.endswith(".png") and next(seen) == place else content
+
+    rewrite(shards / "train-0000.tar", spoil)
+    stream = open_data(f"data.source=wds/{shards}", "data.classes=3").train
+    assert isinstance(stream, ImageStream)
+    samples = list(stream)
+    assert len(samples) == 24
+    assert len([name for _, _, found in samples for name in found]) == 1
+
+
 def test_a_shard_that_breaks_off_is_named(shards: Path, train: Callable[..., TrainResult]) -> None:
     broken = shards / "val-0000.tar"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2 + 300])
@@ -549,6 +567,21 @@ def test_classes_are_the_folders_right_below(open_data: Callable[..., TrainingDa
     assert data.class_names == tuple(COLOURS)
     assert before == len(data.train) == len(COLOURS) * PER_CLASS["train"]
     assert sorted(labels(data)) == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_nested_held_out_images_count_where_a_class_has_none(
+    open_data: Callable[..., TrainingData], folder: Path
+) -> None:
+    """The classes are those of the training images, in their order; numbers are in theirs, as timm has it."""
+    for split in PER_CLASS:
+        for old, new in zip(COLOURS, ("2", "10", "1"), strict=True):
+            (folder / split / old).rename(folder / split / new)
+    shutil.rmtree(folder / "val" / "1")
+    (folder / "val" / "10" / "inside").mkdir()
+    (folder / "val" / "10" / "0.png").rename(folder / "val" / "10" / "inside" / "0.png")
+    data = open_data()
+    assert data.class_names == ("1", "2", "10")
+    assert sorted(labels(data)) == [1] * 4 + [2] * 4
 
 
 def test_every_kind_of_image_is_taken(open_data: Callable[..., TrainingData], folder: Path) -> None:

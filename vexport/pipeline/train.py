@@ -85,8 +85,9 @@ def train_recipe(
         workspace: Where `<recipe>.best.ckpt` and `<recipe>.last.ckpt` go.
         overrides: `section.field=value`, each over the recipe's own.
         resume: Go on from the last checkpoint of an unfinished run of this recipe; start anew where there is none.
-        replace: Write over a run of this name that was of another recipe.
-        force: Start anew whatever run of this name there is, and replace files that vexport did not write.
+        replace: Write over a finished run of this name that was of another recipe.
+        force: Start anew whatever run of this name there is (with `resume`: a finished one of this recipe), and replace
+            files that vexport did not write.
         on_progress: Called with the epochs done, all epochs, and figures: at the end of an epoch loss, slope, top1,
             top1_model; always images_per_s, data_wait (a share) and eta_s once training runs.
         tell: Told what a reader of the terminal should know.
@@ -115,10 +116,15 @@ def train_recipe(
     from vexport.train.fit import fit
 
     target = workspace.root / f"{plan.name}.last.ckpt"
-    before = None if force and not resume else _find_before(target)
-    if before is not None and not same_recipe(before.manifest.options, options):
-        if not (force or replace):
+    before = _find_before(target)
+    other = before is not None and not same_recipe(before.manifest.options, options)
+    if before is not None and other:
+        # --force alone starts anew; with --resume it is not said which of the two is meant.
+        if not (force and not resume) and not (replace and before.finished):
             _require_other_name(before, plan, target)
+        tell(f"writing over {target.name}, of another recipe")
+        before = None
+    elif before is not None and force and not (resume and not before.finished):
         before = None
     if before is not None and before.finished:
         return _other_versions(before, plan, workspace, options, versions, tell)
@@ -126,7 +132,7 @@ def train_recipe(
         _go_on(before, plan, target, versions, resume, tell)
         # Of the run that goes on, whatever became of the files that it started from; its images may have moved.
         options = {**before.manifest.options, **({"source": options["source"]} if "source" in options else {})}
-    elif resume:
+    elif resume and not other and not force:
         tell(f"there is no run in {workspace.root} to go on with: this one starts anew")
     position = before.position if before is not None else None
     trained = fit(
@@ -162,8 +168,9 @@ def _named_files(plan: Recipe, workspace: Workspace) -> dict[str, str]:
         named |= {"teacher": plan.distill.teacher, "teacher_weights": plan.distill.checkpoint}
     found = {}
     if isinstance(plan.data, ImagesSection) and plan.data.source is not None:
-        place = Path(plan.data.source)
-        found["source"] = str(place.resolve()) if place.exists() else plan.data.source
+        source = plan.data.source
+        elsewhere = source.partition("/")[0] in ("wds", "hfds")
+        found["source"] = source if elsewhere else str(Path(source).expanduser().resolve())
     for what, name in named.items():
         places = [Path(name), workspace.root / f"{name}.best.ckpt"] if name else []
         file = next((path for path in places if path.is_file()), None)

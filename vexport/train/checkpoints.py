@@ -164,6 +164,7 @@ class WriteCheckpoints(Callback):
         module.finished_steps = steps
         if not trainer.is_global_zero:
             trainer.save_checkpoint(target, weights_only=weights_only)
+            self.wrote = True
             return None
         facts = {**self._facts, "slope": module.slope, "epoch": module.finished_epochs, **_scores(module)}
         if steps:

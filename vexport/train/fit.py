@@ -123,7 +123,7 @@ def fit(
             for block in carry_over(network, spec, load_checkpoint(init_from)):
                 tell(f"  {block}")
         module = _module(recipe, spec, data, layout, network, _card(recipe, spec, data, versions, position.run))
-        damaged = CountDamaged(data.max_damaged, tell)
+        damaged = CountDamaged(data.max_damaged, tell, recipe.checkpoint.every_steps)
         writer = WriteCheckpoints(
             targets,
             options=options,
@@ -153,7 +153,9 @@ def fit(
             raise
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"the device's memory is too small for {layout.micro_batch} images at once",
+                f"the device's memory is too small for {layout.micro_batch} images at once"
+                if not trainer.validating
+                else "the device's memory is too small for the held-out images beside what training keeps there",
                 details=[*str(error).splitlines()[:1], _kept(targets) if resume or writer.wrote else NOTHING_KEPT],
                 hint="lower compute.micro_batch; gradients are then accumulated over more of them",
             ) from error
@@ -304,8 +306,11 @@ def _require_same_data(position: Position, data: TrainingData, recipe: Recipe) -
     count = len(data.train)  # type: ignore[arg-type]
     if position.images is None or (position.images == count and position.class_names == data.class_names):
         return
+    pairs = zip(position.class_names, data.class_names, strict=False)
+    first = next((f"class {at} was {then}, is {now}" for at, (then, now) in enumerate(pairs) if then != now), None)
     raise RecipeError(
         f"the run began with {position.images} training images of {len(position.class_names)} classes; "
         f"there are {count} of {len(data.class_names)} now",
+        details=[first] if first else (),
         hint=f"give the same images, or name the new run with --set name={recipe.name}_2",
     )

@@ -53,7 +53,8 @@ class TrainImages(Dataset[Sample]):
             seed_cpu(derive_seed(self._seed, "image", pick.epoch, pick.number))
             return self._transform(image), label, damaged
         refusal = Refusal(f"{len(damaged)} images in a row cannot be read", "copy the data set again")
-        return self._transform(Image.new("RGB", (NEIGHBOURS, NEIGHBOURS))), UNREADABLE, [*damaged, refusal]
+        # A class that there is: other processes may take a few steps more before the refusal is heard.
+        return self._transform(Image.new("RGB", (NEIGHBOURS, NEIGHBOURS))), 0, [*damaged, refusal]
 
 
 class HeldOutImages(Dataset[Sample]):

@@ -70,7 +70,7 @@ class Loading(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         data = self._data
-        batch = max(self._layout.micro_batch, HELD_OUT_BATCH)
+        batch = max(self._layout.micro_batch, HELD_OUT_BATCH)  # without gradients they take less than training does
         if data.streamed:
             return DataLoader(data.held_out, batch, **self._common(1))
         mine = range(self._rank(), len(data.held_out), self._layout.world)  # type: ignore[arg-type]
@@ -121,10 +121,13 @@ class CountDamaged(Callback):
     Args:
         limit: How many are skipped.
         tell: Told of each.
+        every_steps: When a checkpoint is written within an epoch: it holds every name that was met before.
     """
 
-    def __init__(self, limit: int, tell: Callable[[str], None] = lambda _: None) -> None:
-        self._limit, self._tell = limit, tell
+    def __init__(
+        self, limit: int, tell: Callable[[str], None] = lambda _: None, every_steps: int | None = None
+    ) -> None:
+        self._limit, self._tell, self._every_steps = limit, tell, every_steps
         self._met = 0  # micro-batches of this epoch
         self._new: list[str | Refusal] = []
         self.names: dict[str, None] = {}  # in the order in which they were met
@@ -148,6 +151,11 @@ class CountDamaged(Callback):
         self._met += 1
         self._new += batch[2]
         if not is_distributed() or batch_idx % (GATHER_EVERY * pl_module.layout.accumulate) == 0:
+            self._meet(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        due = self._every_steps is not None and trainer.global_step % self._every_steps == 0
+        if is_distributed() and due and pl_module.ends_step(batch_idx):
             self._meet(trainer)
 
     def on_validation_batch_start(

@@ -12,6 +12,7 @@ from vexport.deps import needs
 from vexport.train.data import Batch
 from vexport.train.module import TrainingModule
 from vexport.train.ranks import is_first_process
+from vexport.workspace import mapped_os_errors
 
 with needs("train"):
     from lightning.pytorch import Callback, Trainer
@@ -107,8 +108,9 @@ class Watch(Callback):
     @staticmethod
     def _log(trainer: Trainer, figures: Mapping[str, float]) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics(dict(figures), step=trainer.global_step)
-            logger.save()  # a killed process leaves what was logged
+            with mapped_os_errors(Path(logger.log_dir or logger.save_dir or ".")):
+                logger.log_metrics(dict(figures), step=trainer.global_step)
+                logger.save()  # a killed process leaves what was logged
 
 
 class Report(Callback):

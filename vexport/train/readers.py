@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from timm.data import create_reader, get_img_extensions, set_img_extensions  # type: ignore[attr-defined]
+from timm.utils.misc import natural_key
 
 from vexport.errors import MissingDependencyError, RecipeError
 from vexport.recipe import ImagesSection
@@ -78,7 +79,8 @@ def _read(place: Path, class_map: Mapping[str, int] | None = None) -> Any:
     """timm's reader of a folder or a tar file."""
     try:
         with _every_kind_of_image():
-            reader = create_reader("", root=str(place), class_map=class_map)
+            # In a folder timm would take the names in the map for those of the innermost folders.
+            reader = create_reader("", root=str(place), class_map=None if place.is_dir() else class_map)
         if place.is_dir():
             _label_by_first_folder(reader, place, class_map)
         return reader
@@ -114,7 +116,7 @@ def _label_by_first_folder(reader: Any, place: Path, class_map: Mapping[str, int
             found.append((path, folders[0] if folders else OUTSIDE[0]))
     if not found:
         raise RuntimeError("every folder is hidden")
-    numbers = class_map or {name: at for at, name in enumerate(sorted({name for _, name in found}))}
+    numbers = class_map or {name: at for at, name in enumerate(sorted({name for _, name in found}, key=natural_key))}
     reader.samples = [(path, numbers[name]) for path, name in sorted(found) if name in numbers]
     reader.class_to_idx = dict(numbers)
 

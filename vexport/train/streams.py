@@ -78,31 +78,38 @@ class ImageStream(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
         place = (self.reader.dist_rank, worker.id if worker else 0)
-        damaged = name_damaged(self.reader)
+        broken = name_damaged(self.reader)
+        moved = self._seed is not None
         found: list[str | Refusal] = []
-        owed = 0  # damaged training images: the next good one takes their place, moved anew
+        owed, good = 0, None  # a damaged training image is replaced by the last good one, moved anew
         for index, (image, label) in enumerate(self.reader):
-            found, damaged[:] = [*found, *damaged], []
+            found, broken[:] = [*found, *broken], []
             if image is None:
                 found.append(str(label))
-                owed += self._seed is not None
-                if self._seed is None:
+                if not moved:
                     yield torch.zeros(self._size), UNREADABLE, found
                     found = []
-                continue
-            if not 0 <= label < self._classes:
-                message = f"an image has the class {label}, data.classes says {self._classes}"
-                found.append(
-                    Refusal(message, f"classes are numbers from 0 to {self._classes - 1}: correct data.classes")
-                )
-            for turn in range(owed + 1):
-                if self._seed is not None:
-                    seed_cpu(derive_seed(self._seed, "stream", self._epoch, *place, index, turn))
+                    continue
+                owed += 1
+                if good is None:
+                    continue
+                image, label = good
+            else:
+                owed += 1
+                if not 0 <= label < self._classes:
+                    message = f"an image has the class {label}, data.classes says {self._classes}"
+                    hint = f"classes are numbers from 0 to {self._classes - 1}: correct data.classes"
+                    # A class that there is: other processes may take a few steps more before the refusal is heard.
+                    found, label = [*found, Refusal(message, hint)], 0
+                good = image, label
+            for turn in range(owed):
+                if moved:
+                    seed_cpu(derive_seed(str(self._seed), "stream", self._epoch, *place, index, turn))
                 yield self._transform(image), int(label), found
                 found = []
             owed = 0
-        if self._seed is None and (found or damaged):  # a shard that breaks off at its end
-            yield torch.zeros(self._size), UNREADABLE, [*found, *damaged]
+        if not moved and (found or broken):  # a shard that breaks off at its end
+            yield torch.zeros(self._size), UNREADABLE, [*found, *broken]
 
 
 class _Named:
