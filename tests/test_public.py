@@ -24,6 +24,7 @@ PUBLIC = [
     "make_spec",
     "measure_latency",
     "open_runner",
+    "quantize_graph",
     "train_recipe",
 ]
 

@@ -25,6 +25,7 @@ _WHERE = {
     "make_spec": "vexport.model.variants",
     "measure_latency": "vexport.pipeline.bench",
     "open_runner": "vexport.run",
+    "quantize_graph": "vexport.pipeline.quantize",
     "train_recipe": "vexport.pipeline.train",
 }
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vexport.cli import bench, check, doctor, eval, fuse, inspect, models, onnx, quickstart, train, trt
+from vexport.cli import bench, check, doctor, eval, fuse, inspect, models, onnx, quantize, quickstart, train, trt
 from vexport.cli.guard import guarded
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ _COMMANDS = (
     train.train,
     fuse.fuse,
     onnx.onnx,
+    quantize.quantize,
     trt.trt,
     check.check,
     eval.eval,

@@ -231,6 +231,11 @@ def _in_precision(
     """The graph in the precision asked for."""
     if source.precision == precision:
         return source, None
+    if precision == "int8" and source.precision == "fp32":
+        raise InputError(
+            f"{source.path} is fp32, the engine shall be int8",
+            hint="quantise it first: `vexport quantize --calib DIR`, or build it with --fp32 or --fp16",
+        )
     if precision in ("fp32", "int8") or source.precision != "fp32":
         raise InputError(
             f"{source.path} is {source.precision}, the engine shall be {precision}",

@@ -102,14 +102,14 @@ def convert_graph(
     from vexport.run.ranges import measure_ranges
 
     model = lift_constants(read_graph(source.path))
-    _require_named(model)
+    name_nodes(model)
     batches = _batches(source, images)
     on_step("measuring activations")
     max_abs = measure_ranges(source.path, batches)
     kept = overflowing_nodes(model, max_abs, largest(precision) / HEADROOM)
     on_step(f"converting to {precision.upper()}")
     half = convert_precision(model, precision, keep=kept)
-    _stamp(half, source, precision)
+    stamp_provenance(half, source, precision)
     with stage(target, force=force) as staging:
         write_graph(half, staging.path)
         on_step("comparing with FP32")
@@ -119,7 +119,7 @@ def convert_graph(
             _require(parity, precision)
         facts = source.facts | {
             "precision": precision,
-            "batch": _fixed_batch(model),
+            "batch": fixed_batch(model),
             "kept_fp32": kept,
             "weights": [row.to_json() for row in weight_ranges(model, precision)],
             "max_activation": max(max_abs.values(), default=0.0),
@@ -153,7 +153,7 @@ def _hash_images(images: Path | None) -> str | None:
     return hashlib.sha256(json.dumps(taken).encode()).hexdigest()
 
 
-def _require_named(model: onnx.ModelProto) -> None:
+def name_nodes(model: onnx.ModelProto) -> None:
     """Give nodes that lack a name of their own one: what stays in FP32 is chosen by name."""
     names = Counter(node.name for node in model.graph.node)
     for index, node in enumerate(model.graph.node):
@@ -161,7 +161,7 @@ def _require_named(model: onnx.ModelProto) -> None:
             node.name = f"{node.name or node.op_type}#{index}"
 
 
-def _fixed_batch(model: onnx.ModelProto) -> int | None:
+def fixed_batch(model: onnx.ModelProto) -> int | None:
     first = model.graph.input[0].type.tensor_type.shape.dim[0]
     return first.dim_value if first.HasField("dim_value") else None
 
@@ -186,7 +186,7 @@ def _batches(source: GraphSource, images: Path | None) -> list[Array]:
     return [loaded[start : start + batch] for start in range(0, len(loaded) - batch + 1, batch)]
 
 
-def _stamp(graph: onnx.ModelProto, source: GraphSource, precision: str) -> None:
+def stamp_provenance(graph: onnx.ModelProto, source: GraphSource, precision: str) -> None:
     """Provenance: what the FP32 graph says, with this parent and precision."""
     from vexport.graph.inspect import metadata
     from vexport.graph.write import stamp

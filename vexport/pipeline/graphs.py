@@ -81,7 +81,8 @@ def find_graph(
             return _source(found.path, found.as_parent(), found.precision, found.facts, f"{found.path}, the newest")
     if path is None and "fp32" not in precisions:
         raise InputError(
-            f"there is no {' or '.join(precisions)} graph in {workspace.root}", hint="give the path of one"
+            f"there is no {' or '.join(precisions)} graph in {workspace.root}",
+            hint="make one with `vexport quantize --calib DIR`" if "int8" in precisions else "give the path of one",
         )
     exported = export_graph(path, workspace=workspace, model=model, weights=weights, force=force, on_step=on_step)
     graph = exported.artifact

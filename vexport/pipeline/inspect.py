@@ -82,7 +82,12 @@ def _describe_parity(entries: list[dict[str, Any]]) -> str:
         if entry.get("result") == "not run":
             said.append(f"not run: {entry['reason']}")
         elif isinstance(entry.get("max_rel"), float):
-            said.append(f"error {entry['max_rel']:.1e}, tolerance {entry['tolerance']:.0e}")
+            bound = (
+                f"tolerance {entry['tolerance']:.0e}"
+                if "tolerance" in entry
+                else f"the same class on {entry['top1_agreement']:.0%} of {entry['images']} images"
+            )
+            said.append(f"error {entry['max_rel']:.1e}, {bound}")
     return "; ".join(said) or "-"
 
 

@@ -1,0 +1,374 @@
+"""INT8 graphs in the workspace: calibrated, held against FP32, and only written where they are as good."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from colours import CLASSES, CONVS, prepared, save_graph, save_images
+from onnx import numpy_helper
+from PIL import Image
+
+import vexport.pipeline.calibration as calibration_module
+from vexport.errors import AccuracyError, InputError, ParityError, WorkspaceError
+from vexport.graph.inspect import metadata, read_graph
+from vexport.graph.quantize import conv_edges
+from vexport.pipeline import quantize_gate
+from vexport.pipeline.convert import convert_graph
+from vexport.pipeline.graphs import find_graph
+from vexport.pipeline.inspect import inspect_artifact
+from vexport.pipeline.quantize import QuantizeResult, quantize_graph
+from vexport.run.ort import OrtRunner
+from vexport.workspace import Workspace, hash_file, load_artifact, read_manifest
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "out")
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    return save_graph(tmp_path / "colours.onnx")
+
+
+@pytest.fixture
+def calib(tmp_path: Path) -> Path:
+    """120 labelled images."""
+    return save_images(tmp_path / "images")
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """96 images without labels."""
+    np.save(tmp_path / "plain.npy", prepared(96))
+    return tmp_path / "plain.npy"
+
+
+def quantized(graph: Path, out: Workspace, calib: Path, **options: Any) -> QuantizeResult:
+    return quantize_graph(graph, workspace=out, calib=calib, threads=1, **options)
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_with_labels_the_accuracy_is_held(graph: Path, out: Workspace, calib: Path) -> None:
+    seen: list[str] = []
+    made = quantized(graph, out, calib, images=64, on_progress=lambda text, _share: seen.append(text))
+    assert (made.artifact.path.name, made.artifact.precision, made.up_to_date) == ("colours.int8.onnx", "int8", False)
+    facts = made.artifact.facts
+    gate = facts["gate"]
+    assert (gate["kind"], gate["passed"], gate["top1_percent_fp32"]) == ("accuracy", True, 100.0)
+    # All that was not measured: 120 images less 56.
+    assert (gate["images"], gate["drop_points"], gate["max_drop_points"]) == (64, 0.0, 0.5)
+    assert gate["labelling"] == "folders are classes by name"
+    calibration = facts["calibration"]
+    assert [calibration[key] for key in ("kind", "found", "measured", "held_out")] == ["folder", 120, 56, 8]
+    parts = {part: [e for e in calibration["images"] if e["part"] == part] for part in ("calibration", "held out")}
+    assert [len(rows) for rows in parts.values()] == [56, 8]
+    assert all(entry["sha256"] == hash_file(calib / entry["name"]) for entry in calibration["images"])
+    assert {entry["name"].split("/")[0] for entry in parts["held out"]} == set(CLASSES)
+    assert "measuring activations: 56 of 56 images" in seen
+    assert made.notes == ("only 8 image(s) held out: the figures say little",)
+
+
+def test_all_methods_are_tried_and_the_best_is_kept(graph: Path, out: Workspace, calib: Path) -> None:
+    facts = quantized(graph, out, calib, images=64).artifact.facts
+    rows = facts["methods"]
+    assert [row["method"] for row in rows] == ["minmax", "percentile", "entropy", "mse"]
+    best = min(rows, key=lambda row: row["max_rel"] + 1 - row["cosine"])
+    assert facts["method"] == best["method"]
+    assert len({row["max_rel"] for row in rows}) > 1
+    for row in rows:
+        alone = quantized(graph, out, calib, images=64, method=row["method"]).artifact.facts
+        assert alone["methods"] == [row]
+
+
+def test_the_report_says_where_the_edges_are(graph: Path, out: Workspace, calib: Path) -> None:
+    made = quantized(graph, out, calib, method="minmax", keep=["second"]).artifact
+    model = onnx.load(made.path)
+    assert made.facts["layers"] == [edges.to_json() for edges in conv_edges(model)]
+    assert [layer["quantised"] for layer in made.facts["layers"]] == [True, False, True]
+    assert made.facts["kept_fp32"] == {"second": "asked for with --keep"}
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    largest = max(
+        float(np.abs((np.asarray(Image.open(calib / e["name"]), np.float32) / 255 - 0.5) / 0.25).max())
+        for e in made.facts["calibration"]["images"]
+        if e["part"] == "calibration"
+    )
+    assert float(stored["input_scale"]) == pytest.approx(largest / 127, rel=1e-5)
+    assert stored["second.weight"].dtype == np.float32
+    assert stored["first.weight_quantized"].dtype == np.int8
+
+
+def test_provenance(graph: Path, out: Workspace, calib: Path) -> None:
+    made = quantized(graph, out, calib)
+    manifest = read_manifest(made.artifact.path)
+    assert manifest is not None
+    assert load_artifact(made.artifact.path) is not None
+    assert manifest.parent is not None
+    assert (manifest.parent.name, manifest.parent.sha256) == ("colours.onnx", hash_file(graph))
+    props = metadata(read_graph(made.artifact.path))
+    assert props["vexport.precision"] == "int8"
+    assert props["vexport.parent_sha256"] == hash_file(graph)
+    assert json.loads(props["vexport.class_names"]) == list(CLASSES)
+    (parity,) = manifest.parity
+    assert (parity["passed"], parity["images"]) == (True, 15)
+    assert 0 < parity["max_rel"] < 0.2
+    assert "the same class on 100% of 15 images" in inspect_artifact(made.artifact.path).facts["parity"]
+    json.dumps(made.to_json(), allow_nan=False)
+
+
+def test_the_file_is_what_was_compared(graph: Path, out: Workspace, plain: Path) -> None:
+    made = quantized(graph, out, plain)
+    images = np.load(plain)
+    held = [
+        int(entry["name"].partition("[")[2].rstrip("]"))
+        for entry in made.artifact.facts["calibration"]["images"]
+        if entry["part"] == "held out"
+    ]
+    with OrtRunner(graph) as fp32, OrtRunner(made.artifact.path) as int8:
+        before, after = fp32(images[held]), int8(images[held])
+    assert made.artifact.manifest.parity[0]["max_abs"] == pytest.approx(np.abs(before - after).max(), rel=1e-3)
+
+
+def test_without_labels_agreement_is_held_and_says_so(graph: Path, out: Workspace, plain: Path) -> None:
+    made = quantized(graph, out, plain)
+    gate = made.artifact.facts["gate"]
+    assert (gate["kind"], gate["passed"], gate["images"]) == ("agreement", True, 12)
+    assert (gate["least_top1_agreement"], gate["least_cosine"]) == (0.95, 0.99)
+    assert made.artifact.facts["calibration"]["prepared"] == "as they are in the array"
+
+
+def test_again_is_up_to_date_and_another_request_is_not(graph: Path, out: Workspace, calib: Path) -> None:
+    first = quantized(graph, out, calib, images=64)
+    again = quantized(graph, out, calib, images=64)
+    assert again.up_to_date
+    assert again.artifact == first.artifact
+    others: tuple[dict[str, Any], ...] = (
+        {"images": 48},
+        {"images": 48, "seed": 1},
+        {"images": 48, "seed": 1, "method": "mse"},
+        {"images": 48, "seed": 1, "method": "mse", "keep": ["last"]},
+        {"images": 48, "seed": 1, "method": "mse", "keep": ["last"], "max_drop": 1.0},
+        {"images": 48, "seed": 1, "method": "mse", "keep": ["last"], "max_drop": 1.0, "evaluate_on": calib},
+    )
+    for other in others:
+        assert not quantized(graph, out, calib, **other).up_to_date
+        assert quantized(graph, out, calib, **other).up_to_date
+    # An image changes.
+    entry = quantized(graph, out, calib, **others[1]).artifact.facts["calibration"]["images"][0]
+    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(calib / entry["name"])
+    assert not quantized(graph, out, calib, **others[1]).up_to_date
+    assert left_in(out.root) == ["colours.int8.onnx", "colours.int8.onnx.json"]
+
+
+def test_statistics_are_measured_once(
+    graph: Path, out: Workspace, calib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = quantized(graph, out, calib, method="minmax")
+    with monkeypatch.context() as patched:
+
+        def never(*_: Any, **__: Any) -> None:
+            raise AssertionError("they are known")
+
+        patched.setattr("vexport.run.calibrate.collect_statistics", never)
+        again = quantized(graph, out, calib, method="mse")
+        assert again.artifact.sha256 != made.artifact.sha256
+        for other in (
+            {"graph": save_graph(tmp_path / "spread.onnx", spread=2.0)},
+            {"keep": ["last"]},
+            {"seed": 7, "images": 32},
+            {"use_cache": False},
+        ):
+            with pytest.raises(AssertionError, match="they are known"):
+                quantized(**{"graph": graph, "out": out, "calib": calib, "method": "entropy"} | other)
+    assert quantized(graph, out, calib, method="minmax", use_cache=False).artifact.sha256 == made.artifact.sha256
+
+
+def test_a_hostile_network_is_refused_with_the_layer_to_blame(tmp_path: Path, out: Workspace, calib: Path) -> None:
+    """One channel's activations are 10,000 times as large; the function is the same, and INT8 cannot hold it."""
+    hostile = save_graph(tmp_path / "hostile.onnx", spread=1e4)
+    with pytest.raises(AccuracyError, match=r"INT8 loses \d+\.\d\d points of top-1, 0.5 are allowed") as caught:
+        quantized(hostile, out, calib)
+    error = caught.value
+    assert error.exit_code == 3
+    assert error.details[0].startswith("top-1 of 15 labelled images: FP32 100.00 %, INT8 ")
+    assert [line.split(":")[0] for line in error.details[1:5]] == [
+        "tried minmax",
+        "tried percentile",
+        "tried entropy",
+        "tried mse",
+    ]
+    ranked = [line.strip().split(":")[0] for line in error.details[6:]]
+    assert ranked[0] == "second"
+    assert sorted(ranked) == sorted(CONVS)
+    assert "--keep second" in error.hint
+    assert left_in(out.root) == []
+    kept = quantized(hostile, out, calib, keep=["second"])
+    assert kept.artifact.facts["gate"]["drop_points"] == 0
+
+
+def test_without_labels_it_is_refused_too(tmp_path: Path, out: Workspace, plain: Path) -> None:
+    hostile = save_graph(tmp_path / "hostile.onnx", spread=1e4)
+    with pytest.raises(ParityError, match="disagrees with the FP32 graph") as caught:
+        quantized(hostile, out, plain, method="minmax")
+    assert "this is not accuracy: there are no labels" in caught.value.details[1]
+    assert left_in(out.root) == []
+
+
+def test_a_missed_gate_leaves_what_was_there(
+    graph: Path, out: Workspace, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantized(graph, out, plain)
+    before = {path.name: path.read_bytes() for path in out.root.iterdir()}
+    monkeypatch.setattr(quantize_gate, "LEAST_COSINE", 1.1)
+    with pytest.raises(ParityError):
+        quantized(graph, out, plain, method="minmax")
+    assert {path.name: path.read_bytes() for path in out.root.iterdir()} == before
+
+
+def test_the_drop_is_measured_in_points(
+    graph: Path, out: Workspace, calib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INT8 is made to answer `red` whatever it sees: a third is right."""
+    real = calibration_module.Chosen
+
+    def always_red(method: str, tried: Any, ranges: Any, model: onnx.ModelProto) -> Any:
+        for tensor in model.graph.initializer:
+            if tensor.name == "last.weight_quantized":
+                values = np.zeros_like(numpy_helper.to_array(tensor))
+                values[0] = 1
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        return real(method, tried, ranges, model)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibration_module, "Chosen", always_red)
+    with pytest.raises(AccuracyError, match=r"INT8 loses 66.67 points of top-1, 0.5 are allowed"):
+        quantized(graph, out, calib, images=60, method="minmax", evaluate_on=save_images(tmp_path / "val", 20))
+    passed = quantized(
+        graph, out, calib, images=60, method="minmax", evaluate_on=tmp_path / "val", max_drop=67
+    ).artifact.facts["gate"]
+    assert (passed["top1_percent_fp32"], passed["only_fp32_right"], passed["only_int8_right"]) == (100.0, 40, 0)
+    assert passed["top1_percent_int8"] == pytest.approx(100 / 3)
+
+
+def test_images_of_their_own_for_the_accuracy(graph: Path, out: Workspace, calib: Path, tmp_path: Path) -> None:
+    own = save_images(tmp_path / "data" / "val", 5)
+    gate = quantized(graph, out, calib, evaluate_on=own.parent).artifact.facts["gate"]
+    assert (gate["folder"], gate["images"], gate["left_out"]) == (str(own), 15, 0)
+    # What was calibrated on does not count, if it is there again.
+    made = quantized(graph, out, calib, evaluate_on=calib)
+    gate = made.artifact.facts["gate"]
+    assert (gate["images"], gate["left_out"]) == (15, 105)
+    assert "105 labelled image(s) were calibrated on" in made.notes[-1]
+
+
+def test_folders_that_are_no_classes_are_not_labels(tmp_path: Path, out: Workspace, calib: Path, graph: Path) -> None:
+    unnamed = save_graph(tmp_path / "unnamed.onnx", named=False)
+    assert quantized(unnamed, out, calib).artifact.facts["gate"]["kind"] == "agreement"
+    (calib / "red").rename(calib / "crimson")
+    assert quantized(graph, out, calib).artifact.facts["gate"]["kind"] == "agreement"
+    with pytest.raises(InputError, match="no class of"):
+        quantized(graph, out, calib, evaluate_on=calib)
+
+
+def test_a_network_that_guesses_proves_nothing(tmp_path: Path, out: Workspace, calib: Path) -> None:
+    model = onnx.load(save_graph(tmp_path / "guess.onnx"))
+    for entry in model.metadata_props:
+        if entry.key == "vexport.class_names":
+            entry.value = json.dumps(["blue", "red", "green"])
+    onnx.save(model, tmp_path / "guess.onnx")
+    made = quantized(tmp_path / "guess.onnx", out, calib)
+    assert made.artifact.facts["gate"]["top1_percent_fp32"] == 0
+    assert "hardly better than guessing (33.3 %)" in made.notes[-1]
+
+
+def test_a_fixed_batch(tmp_path: Path, out: Workspace, calib: Path) -> None:
+    fixed = save_graph(tmp_path / "four.onnx", batch=4)
+    made = quantized(fixed, out, calib, images=50)
+    assert made.artifact.facts["batch"] == 4
+    assert made.artifact.facts["calibration"]["measured"] == 44
+    assert made.artifact.facts["gate"]["images"] == 76
+
+
+def test_damaged_images_are_named(graph: Path, out: Workspace, calib: Path) -> None:
+    for index in range(3):
+        (calib / "red" / f"{index:03}.png").write_bytes(b"no image")
+    made = quantized(graph, out, calib)
+    skipped = set(made.artifact.facts["calibration"]["skipped"]) | set(made.artifact.facts["gate"]["skipped"])
+    assert skipped == {f"red/{index:03}.png" for index in range(3)}
+    for index in range(20):
+        (calib / "red" / f"{index:03}.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="more than 10 calibration images cannot be read"):
+        quantized(graph, out, calib)
+
+
+def test_what_is_no_fp32_graph_is_refused(graph: Path, out: Workspace, plain: Path) -> None:
+    made = quantized(graph, out, plain)
+    with pytest.raises(InputError, match=r"colours.int8.onnx is quantised already"):
+        quantized(made.artifact.path, out, plain)
+    half = convert_graph(find_graph(graph, workspace=out), "fp16", workspace=out).artifact
+    with pytest.raises(InputError, match=r"colours.fp16.onnx is fp16, not FP32"):
+        quantized(half.path, out, plain)
+
+
+def test_nan_activations(graph: Path, out: Workspace, plain: Path) -> None:
+    model = onnx.load(graph)
+    for tensor in model.graph.initializer:
+        if tensor.name == "second.weight":
+            values = numpy_helper.to_array(tensor).copy()
+            values[1, 0, 0, 0] = np.nan
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, graph)
+    with pytest.raises(InputError, match="the activation second is NaN in image batch 1"):
+        quantized(graph, out, plain)
+    assert left_in(out.root) == []
+
+
+def test_a_foreign_file_is_in_the_way(graph: Path, out: Workspace, plain: Path) -> None:
+    out.root.mkdir()
+    (out.root / "colours.int8.onnx").write_text("mine")
+    with pytest.raises(WorkspaceError, match="was not written by vexport"):
+        quantized(graph, out, plain)
+    assert quantized(graph, out, plain, force=True).artifact.path.stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"images": 1}, "--images 1 is too few"),
+        ({"max_drop": -1.0}, "--max-drop -1 is not within"),
+        ({"max_drop": float("nan")}, "--max-drop nan is not within"),
+        ({"output": Path("x.engine")}, "does not end in .onnx"),
+        ({"keep": ["nowhere"]}, "no convolution nowhere"),
+        ({"keep": CONVS}, "no convolution left to quantise"),
+        ({"evaluate_on": Path("nowhere")}, "nowhere does not exist"),
+        ({"calib": Path("nowhere")}, "nowhere does not exist"),
+        ({"threads": 0}, "0 threads"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options(graph: Path, out: Workspace, plain: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        quantize_graph(**{"graph": graph, "workspace": out, "calib": plain, "threads": 1} | options)
+    assert left_in(out.root) == []
+
+
+def test_it_builds_for_an_a100(graph: Path, out: Workspace, calib: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="there is no TensorRT for RTX for this platform")
+    from vexport.pipeline.build import build_engine
+
+    with pytest.raises(InputError, match="is fp32, the engine shall be int8") as caught:
+        build_engine(graph, workspace=out, precision="int8", target="a100")
+    assert "vexport quantize --calib DIR" in caught.value.hint
+    made = quantized(graph, out, calib, keep=["last"])
+    built = build_engine(None, workspace=out, precision="int8", target="a100")
+    assert built.graph == made.artifact.path
+    kinds = [layer["kind"] for layer in built.artifact.facts["build"]["network_layers"]]
+    # Two convolutions: an input each, and a weight each that is INT8 already.
+    assert (kinds.count("QUANTIZE"), kinds.count("DEQUANTIZE"), kinds.count("CONVOLUTION")) == (2, 4, 3)

@@ -1,0 +1,219 @@
+"""Streamed statistics: exact histograms, whatever the batches; NaN named; memory flat; the cache."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from colours import colour_graph, prepared
+from onnx import numpy_helper
+
+from vexport.errors import InputError
+from vexport.run import calibrate
+from vexport.run.calibrate import (
+    BINS,
+    ImageBatch,
+    StatisticsCache,
+    StreamedHistogram,
+    collect_statistics,
+    graph_digest,
+)
+from vexport.run.ranges import measure_ranges
+from vexport.run.thresholds import Histogram
+
+TENSORS = ("input", "relu", "pooled", "second")
+
+
+def batches(images: np.ndarray, size: int) -> Iterator[ImageBatch]:
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        yield ImageBatch(tuple(f"{start + index}.png" for index in range(len(part))), part)
+
+
+def streamed(*parts: np.ndarray) -> Histogram:
+    histogram = StreamedHistogram()
+    for part in parts:
+        histogram.add(part, float(np.abs(part).max()))
+    return histogram.result()
+
+
+def same(a: Histogram, b: Histogram) -> bool:
+    return (a.width, a.largest) == (b.width, b.largest) and np.array_equal(a.counts, b.counts)
+
+
+def test_the_histogram_is_exact_and_does_not_depend_on_the_order() -> None:
+    rng = np.random.default_rng(0)
+    parts = [(rng.normal(size=1000) * 10.0**power).astype(np.float32) for power in (-3, 2, 0, -1, 1)]
+    together = np.concatenate(parts)
+    found = streamed(*parts)
+    assert same(found, streamed(*parts[::-1]))
+    assert same(found, streamed(together))
+    assert found.largest == float(np.abs(together).max())
+    assert np.log2(found.width) == round(np.log2(found.width))
+    assert BINS // 2 < len(found.counts) <= BINS
+    wanted = np.bincount((np.abs(together).astype(float) // found.width).astype(int), minlength=len(found.counts))
+    np.testing.assert_array_equal(found.counts, wanted)
+    assert found.values == together.size
+
+
+@pytest.mark.parametrize("largest", [1.0, 0.5, 3.9999998, 4.0, 65504.0, 1e-20, 1e-38, 1e-45, 3.4e38])
+def test_any_largest_value_falls_into_the_last_bin(largest: float) -> None:
+    found = streamed(np.array([0, largest, -largest / 3], np.float32))
+    assert found.largest == float(np.float32(largest))
+    assert len(found.counts) <= BINS
+    assert found.counts[-1] >= 1
+    assert found.values == 3
+
+
+def test_zeros_come_first_or_later() -> None:
+    zeros, values = np.zeros((2, 50), np.float32), np.ones(10, np.float32)
+    assert same(streamed(zeros, values), streamed(values, zeros))
+    assert streamed(zeros, values).counts[0] == 100
+    assert streamed(zeros).values == 100
+    assert streamed(zeros).width == 0
+
+
+@pytest.mark.parametrize("size", [1, 5, 48])
+def test_the_graphs_activations(size: int, tmp_path: Path) -> None:
+    images = prepared(48)
+    onnx.save(colour_graph(), tmp_path / "colours.onnx")
+    done: list[int] = []
+    found = collect_statistics(colour_graph(), TENSORS, batches(images, size), on_images=done.append)
+    assert list(found) == list(TENSORS)
+    assert done[-1] == 48
+    ranges = measure_ranges(tmp_path / "colours.onnx", [images])
+    for name in TENSORS:
+        assert found[name].largest == pytest.approx(ranges[name], rel=1e-5)
+    assert found["input"].values == images.size
+    assert found["pooled"].values == 48 * 6 * 16
+    magnitude = np.abs(images)
+    wanted = np.bincount((magnitude / found["input"].width).astype(int).reshape(-1))
+    np.testing.assert_array_equal(found["input"].counts, wanted)
+
+
+def test_a_fixed_batch_is_filled_up_and_that_does_not_count() -> None:
+    images = prepared(10)
+    fixed = collect_statistics(colour_graph(batch=4), TENSORS, batches(images, 4))
+    free = collect_statistics(colour_graph(), TENSORS, batches(images, 4))
+    assert {name: one.values for name, one in fixed.items()} == {name: one.values for name, one in free.items()}
+    assert all(fixed[name].largest == pytest.approx(free[name].largest) for name in TENSORS)
+
+
+def spoilt(value: float) -> onnx.ModelProto:
+    model = colour_graph()
+    for tensor in model.graph.initializer:
+        if tensor.name == "second.weight":
+            values = numpy_helper.to_array(tensor).copy()
+            values[1] = value
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return model
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "infinite|NaN"), (-3e38, "infinite|NaN")])
+def test_activations_that_are_no_numbers_are_named(value: float, kind: str) -> None:
+    with pytest.raises(InputError, match=f"the activation second is ({kind}) in image batch 1") as caught:
+        collect_statistics(spoilt(value), TENSORS, batches(prepared(8), 4))
+    assert caught.value.details[0].startswith("on 4 of its 4 images: 0.png, 1.png")
+
+
+def test_one_bad_image_is_found_in_its_batch() -> None:
+    images = prepared(12)
+    images[6, 1, 2, 3] = np.inf
+    with pytest.raises(InputError, match="the activation input is infinite in image batch 2") as caught:
+        collect_statistics(colour_graph(), TENSORS, batches(images, 4))
+    assert caught.value.details == ("on 1 of its 4 images: 6.png",)
+
+
+def test_what_cannot_be_run() -> None:
+    with pytest.raises(InputError, match="there are no images"):
+        collect_statistics(colour_graph(), TENSORS, [])
+    with pytest.raises(InputError, match="cannot run the graph on these images"):
+        collect_statistics(colour_graph(), TENSORS, [ImageBatch(("a",), np.ones((1, 4, 8, 8), np.float32))])
+    with pytest.raises(InputError, match="cannot load the graph"):
+        collect_statistics(colour_graph(), ["nowhere"], batches(prepared(4), 4))
+    only_input = collect_statistics(colour_graph(), ["input"], batches(prepared(4), 4))
+    assert list(only_input) == ["input"]
+
+
+def test_memory_does_not_grow_with_the_images() -> None:
+    def peak(count: int) -> int:
+        rng = np.random.default_rng(0)
+        made = (ImageBatch(("x",) * 4, rng.normal(size=(4, 3, 8, 8)).astype(np.float32)) for _ in range(count // 4))
+        tracemalloc.start()
+        try:
+            collect_statistics(colour_graph(), TENSORS, made)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(8)
+    few, many = peak(16), peak(1600)
+    assert many < few + 200_000, "1600 images are 1.2 MB, and their activations 4 MB"
+
+
+@pytest.fixture
+def found() -> dict[str, Histogram]:
+    return collect_statistics(colour_graph(), TENSORS, batches(prepared(8), 4))
+
+
+def test_the_cache_gives_back_what_was_stored(found: dict[str, Histogram], tmp_path: Path) -> None:
+    cache = StatisticsCache(tmp_path)
+    request = {"graph": graph_digest(colour_graph()), "images": ["a", "b"], "preprocessing": {"crop_pct": 0.875}}
+    assert cache.find(request) is None
+    cache.store(request, found, {"b.png": "damaged"})
+    known = cache.find(request)
+    assert known is not None
+    assert known.skipped == {"b.png": "damaged"}
+    assert list(known.histograms) == list(TENSORS)
+    assert all(same(known.histograms[name], found[name]) for name in TENSORS)
+
+
+def test_a_cache_of_another_graph_is_never_taken(found: dict[str, Histogram], tmp_path: Path) -> None:
+    cache = StatisticsCache(tmp_path)
+    request = {"graph": graph_digest(colour_graph()), "images": ["a", "b"], "preprocessing": {}}
+    cache.store(request, found, {})
+    others = (
+        {"graph": graph_digest(colour_graph(spread=2.0))},
+        {"images": ["a", "c"]},
+        {"preprocessing": {"crop_pct": 1.0}},
+    )
+    for other in others:
+        assert cache.find(request | other) is None
+    # Not even under its name.
+    (stored,) = (tmp_path / "calibration").iterdir()
+    other_request = request | others[0]
+    stored.rename(cache._path(other_request))
+    assert cache.find(other_request) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other format"])
+def test_a_damaged_cache_counts_as_none(
+    found: dict[str, Histogram], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, request = StatisticsCache(tmp_path), {"graph": "g"}
+    cache.store(request, found, {})
+    (stored,) = (tmp_path / "calibration").iterdir()
+    content = stored.read_bytes()
+    if damage == "other format":
+        monkeypatch.setattr(calibrate, "STATISTICS_VERSION", 99)
+    else:
+        stored.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"no"}[damage])
+    assert cache.find(request) is None
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(found: dict[str, Histogram], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = StatisticsCache(tmp_path / "file")
+    cache.store({"graph": "g"}, found, {})
+    assert cache.find({"graph": "g"}) is None
+
+
+def test_the_digest_is_of_the_function() -> None:
+    model = colour_graph()
+    other = colour_graph(named=False)
+    assert graph_digest(model) == graph_digest(other), "metadata does not change activations"
+    assert graph_digest(model) != graph_digest(colour_graph(spread=2.0))
