@@ -18,7 +18,7 @@ from PIL import Image
 
 from vexport.errors import InputError, RecipeError, TrainingError
 from vexport.pipeline.train import train_recipe
-from vexport.train.checkpoints import find_last, read_position
+from vexport.train.checkpoints import find_whole, read_position
 from vexport.train.log import read_log
 from vexport.train.module import TrainingModule
 from vexport.workspace import Workspace, load_artifact, manifest_path
@@ -247,7 +247,7 @@ def test_a_crash_between_manifest_and_file_costs_nothing(tiny: Path, tmp_path: P
         train_recipe(tiny, workspace=workspace, on_progress=stop)
     last.write_bytes(before[0])
     assert load_artifact(last) is None
-    assert find_last(last) is not None
+    assert find_whole(last) is not None
     resumed = train_recipe(tiny, workspace=workspace, resume=True)
     straight = train_recipe(tiny, workspace=Workspace(tmp_path / "straight"))
     assert resumed is not None
@@ -255,7 +255,7 @@ def test_a_crash_between_manifest_and_file_costs_nothing(tiny: Path, tmp_path: P
     assert resumed.resumed_from == 2
     assert_same(resumed.last.path, straight.last.path)
     last.write_bytes(b"neither")
-    assert find_last(last) is None
+    assert find_whole(last) is None
 
 
 KILLS = 10
@@ -285,7 +285,7 @@ def test_killed_ten_times_at_random_moments(pictures: Path, tmp_path: Path) -> N
         time.sleep(draw.uniform(0, 0.25))
         process.kill()
         assert process.wait() == -9, "it was still training"
-        assert find_last(last) is not None, "the last checkpoint is whole, and known"
+        assert find_whole(last) is not None, "the last checkpoint is whole, and known"
         position = read_position(last)
         positions.append((position.epoch, position.steps))
     assert positions == sorted(positions)

@@ -121,7 +121,7 @@ def train_recipe(
     if before is not None and other:
         # --force alone starts anew; with --resume it is not said which of the two is meant.
         if not (force and not resume) and not (replace and before.finished):
-            _require_other_name(before, plan, target)
+            _refuse_other_recipe(before, plan, target)
         tell(f"writing over {target.name}, of another recipe")
         before = None
     elif before is not None and force and not (resume and not before.finished):
@@ -172,11 +172,16 @@ def _named_files(plan: Recipe, workspace: Workspace) -> dict[str, str]:
         elsewhere = source.partition("/")[0] in ("wds", "hfds")
         found["source"] = source if elsewhere else str(Path(source).expanduser().resolve())
     for what, name in named.items():
-        places = [Path(name), workspace.root / f"{name}.best.ckpt"] if name else []
-        file = next((path for path in places if path.is_file()), None)
+        file = _checkpoint_named(name, workspace) if name else None
         if file is not None:
             found[what] = hash_file(file)
     return found
+
+
+def _checkpoint_named(name: str, workspace: Workspace) -> Path | None:
+    """A file by its path, or the best checkpoint of another recipe in the workspace."""
+    places = (Path(name), workspace.root / f"{name}.best.ckpt")
+    return next((path for path in places if path.is_file()), None)
 
 
 def _other_versions(
@@ -192,10 +197,10 @@ def _other_versions(
     Raises:
         InputError: its images lay elsewhere, or its best checkpoint is gone.
     """
-    from vexport.train.checkpoints import find_last
+    from vexport.train.checkpoints import find_whole
 
     last, best = (workspace.root / f"{plan.name}.{which}.ckpt" for which in ("last", "best"))
-    manifest = find_last(best)
+    manifest = find_whole(best)
     then = before.manifest.options
     if manifest is None or then.get("source") != options.get("source"):
         what = f"{best} is gone" if manifest is None else f"it was trained on {then.get('source')}"
@@ -249,17 +254,17 @@ class _Before:
 
 
 def _find_before(target: Path) -> _Before | None:
-    from vexport.train.checkpoints import find_last, read_position, read_recipe
+    from vexport.train.checkpoints import find_whole, read_position, read_recipe
 
-    manifest = find_last(target)
+    manifest = find_whole(target)
     return None if manifest is None else _Before(manifest, read_position(target), read_recipe(target))
 
 
-def _require_other_name(before: _Before, plan: Recipe, target: Path) -> None:
-    """Days of training are not written over by the same name: a run of another recipe, or on other images.
+def _refuse_other_recipe(before: _Before, plan: Recipe, target: Path) -> None:
+    """Refuse to write over a run of another recipe by the same name: it may be days of training.
 
     Raises:
-        InputError: it is one.
+        InputError: always, with the fields that differ.
     """
     changed = sorted(_differences(before.recipe, plan.to_json()))
     state = "finished run" if before.finished else f"unfinished run, after {before.position.epoch} epochs,"
@@ -310,10 +315,10 @@ def _init_from(plan: Recipe, workspace: Workspace, tell: Callable[[str], None]) 
     named = plan.network.init_from
     if named is None:
         return None
-    for path in (Path(named), workspace.root / f"{named}.best.ckpt"):
-        if path.is_file():
-            tell(f"starting from {path}")
-            return path
+    path = _checkpoint_named(named, workspace)
+    if path is not None:
+        tell(f"starting from {path}")
+        return path
     raise InputError(
         f"network.init_from {named}: there is neither this file nor {workspace.root / f'{named}.best.ckpt'}",
         hint=f"train it first (vexport train {named}), give a checkpoint with --set network.init_from=FILE, or start "

@@ -65,7 +65,7 @@ def same_recipe(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(key) == other.get(key) for key in ("recipe", "recipe_hash"))
 
 
-def find_last(path: Path) -> Manifest | None:
+def find_whole(path: Path) -> Manifest | None:
     """The manifest of a checkpoint that is whole: that of the file, or of the next one where a crash came between."""
     manifest = read_manifest(path)
     if manifest is None or manifest.kind != Checkpoint.kind or not path.is_file():
@@ -135,7 +135,7 @@ class WriteCheckpoints(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best so far, if its file is still there."""
-        manifest = find_last(self._targets.best)
+        manifest = find_whole(self._targets.best)
         if manifest is not None and same_recipe(manifest.options, self._options):
             self.best, self._best_key = Checkpoint(self._targets.best, manifest), state_dict["best_key"]
 
