@@ -52,9 +52,9 @@ def test_the_tables(invoke: Invoke, graph: Path, images: Path) -> None:
     assert rows["calibration"][-1] == "56"
     assert rows["held"][-1] == "8"
     assert rows["not"] == ["not", "used", "56"]
-    methods = [line for line in lines if line[0] in ("minmax", "percentile", "entropy", "mse")]
-    assert len(methods) == 4
-    assert sum("kept" in line for line in methods) == 1
+    tried = [line for line in lines if line[0] in ("plain,", "equalised,")]
+    assert len(tried) == 9, "four methods, twice, and biases corrected"
+    assert sum("written" in line for line in tried) == 1
     edges = conv_edges(onnx.load(OUT))
     for edge in edges:
         assert rows[edge.node][1:3] == [edge.input, f"{edge.input_scale:.3e}"]
@@ -112,17 +112,36 @@ def test_it_is_the_graph_that_the_other_commands_take(invoke: Invoke, graph: Pat
 def test_a_missed_gate_exits_with_3_and_ranks_the_layers(invoke: Invoke, images: Path, folder: Path) -> None:
     save_graph(folder / "hostile.onnx", spread=1e4)
     before = files_of(folder)
-    result = invoke("quantize", "hostile.onnx", "--calib", images)
+    naive = ("quantize", "hostile.onnx", "--calib", images, "--no-equalize", "--no-mixed")
+    result = invoke(*naive)
     assert result.exit_code == 3
     assert "error: INT8 loses" in result.stderr
     assert "alone in INT8" in result.stderr
     assert "hint: keep the worst layers in FP32 (--keep second)" in result.stderr
     assert result.stdout == ""
     assert files_of(folder) == before
-    as_json = invoke("quantize", "hostile.onnx", "--calib", images, "--json")
+    as_json = invoke(*naive, "--json")
     assert json.loads(as_json.stdout)["exit_code"] == 3
-    assert invoke("quantize", "hostile.onnx", "--calib", images, "--keep", "second").exit_code == 0
-    assert invoke("quantize", "hostile.onnx", "--calib", images, "--max-drop", "100").exit_code == 0
+    assert invoke(*naive, "--keep", "second").exit_code == 0
+    assert invoke(*naive, "--max-drop", "100").exit_code == 0
+    mixed = invoke(*naive[:-1])
+    assert mixed.exit_code == 0
+    assert "2 of 3 convolutions take INT8" in mixed.stdout
+    assert "left in floating point: second" in mixed.stdout
+    equalised = invoke(*naive[:-2])
+    assert equalised.exit_code == 0
+    assert "3 of 3 convolutions take INT8" in equalised.stdout
+
+
+def test_step_by_step(invoke: Invoke, images: Path, folder: Path) -> None:
+    save_graph(folder / "hostile.onnx", spread=1e4)
+    result = invoke("quantize", "hostile.onnx", "--calib", images, "--steps", "--plot", "ranges.png")
+    assert result.exit_code == 0, result.output
+    assert "Step by step, on 15 labelled images" in result.stdout
+    rows = [line.strip() for line in result.stdout.splitlines()]
+    assert any(row.startswith("FP16") and " 100.00 " in row for row in rows)
+    assert sum(row.startswith("INT8, per-") for row in rows) == 2
+    assert (folder / "ranges.png").stat().st_size > 10_000
 
 
 def test_bare_it_takes_the_newest_fp32_graph(invoke: Invoke, save: Save, state: State, images: Path) -> None:

@@ -14,9 +14,11 @@ from vexport.errors import ExportError, InputError
 from vexport.graph.blocks import find_pairs, survey_pairs
 from vexport.graph.equalize import choose_scales, equalization_error, equalize, equalize_weights, scale_ranges
 from vexport.graph.precision import lift_constants
+from vexport.graph.quantize import conv_inputs, conv_nodes
 from vexport.graph.reference import run_float64
 from vexport.pipeline.export import export_graph
-from vexport.run.channel_ranges import channel_ranges, measure_channels
+from vexport.run.calibrate import ImageBatch, collect_statistics
+from vexport.run.channel_ranges import ChannelRanges
 from vexport.workspace import Workspace
 
 CHANNELS = 6
@@ -418,13 +420,20 @@ def test_the_square_root_rule_evens_a_pairs_weights(exported: onnx.ModelProto, p
     assert_same_answers(exported, even, pictures)
 
 
+def measured(model: onnx.ModelProto, images: np.ndarray) -> ChannelRanges:
+    """The activations that convolutions take."""
+    tensors = conv_inputs(model, conv_nodes(model))
+    names = tuple(str(index) for index in range(len(images)))
+    return collect_statistics(model, tensors, [ImageBatch(names, images)]).channels
+
+
 def test_a_hostile_network_comes_back_to_even_ranges(exported: onnx.ModelProto, pictures: np.ndarray) -> None:
     hostile = equalize(exported, random_scales(exported, 5, signs=False))
     assert_same_answers(exported, hostile, pictures)
-    before = channel_ranges(hostile, [pictures])
+    before = measured(hostile, pictures).largest
     scales = choose_scales(hostile, before)
     even = equalize(hostile, scales)
-    after = channel_ranges(even, [pictures])
+    after = measured(even, pictures).largest
     for pair in find_pairs(hostile):
         taken = pair.tensors[-1]
         assert spread(after[taken]) < (1.001 if pair.depthwise else spread(before[taken]) / 20), pair.key
@@ -440,7 +449,7 @@ def test_the_result_does_not_depend_on_how_hostile_the_network_was(
     hostile = equalize(exported, random_scales(exported, 6, signs=False))
     results = []
     for model in (exported, hostile):
-        ranges = measure_channels(model, [pictures])
+        ranges = measured(model, pictures)
         results.append(scale_ranges(model, choose_scales(model, ranges.typical), ranges.largest))
     for pair in find_pairs(exported):
         plain, other = (after[pair.tensors[-1]] for after in results)
@@ -449,7 +458,7 @@ def test_the_result_does_not_depend_on_how_hostile_the_network_was(
 
 def int8_error(model: onnx.ModelProto, images: np.ndarray) -> float:
     """Relative error of the answers in INT8: what a convolution takes on one grid, its weights on one per row."""
-    ranges = channel_ranges(model, [images])
+    ranges = measured(model, images).largest
     weights = {}
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
@@ -479,7 +488,7 @@ def int8_error(model: onnx.ModelProto, images: np.ndarray) -> float:
 def test_int8_survives_a_hostile_network(exported: onnx.ModelProto, pictures: np.ndarray) -> None:
     hostile = equalize(exported, random_scales(exported, 7, signs=False))
     plain, broken = int8_error(exported, pictures), int8_error(hostile, pictures)
-    found = measure_channels(hostile, [pictures])
+    found = measured(hostile, pictures)
     assert broken > 0.5
     for ranges in (found.largest, found.typical):
         assert int8_error(equalize(hostile, choose_scales(hostile, ranges)), pictures) < plain

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,18 @@ from colours import CLASSES, CONVS, prepared, save_graph, save_images
 from onnx import numpy_helper
 from PIL import Image
 
-import vexport.pipeline.calibration as calibration_module
+import vexport.graph.quantize as quantize_module
 from vexport.errors import AccuracyError, InputError, ParityError, WorkspaceError
 from vexport.graph.inspect import metadata, read_graph
 from vexport.graph.quantize import conv_edges
-from vexport.pipeline import quantize_gate
+from vexport.pipeline import quantize_gate, quantize_search
+from vexport.pipeline.calibration import QuantizeOptions
 from vexport.pipeline.convert import convert_graph
 from vexport.pipeline.graphs import find_graph
 from vexport.pipeline.inspect import inspect_artifact
 from vexport.pipeline.quantize import QuantizeResult, quantize_graph
+from vexport.pipeline.quantize_search import fewest_left_out
+from vexport.pipeline.range_picture import bits_lost
 from vexport.run.ort import OrtRunner
 from vexport.workspace import Workspace, hash_file, load_artifact, read_manifest
 
@@ -49,8 +54,13 @@ def plain(tmp_path: Path) -> Path:
     return tmp_path / "plain.npy"
 
 
-def quantized(graph: Path, out: Workspace, calib: Path, **options: Any) -> QuantizeResult:
-    return quantize_graph(graph, workspace=out, calib=calib, threads=1, **options)
+HOW = {field.name for field in fields(QuantizeOptions)}
+
+
+def quantized(graph: Path, out: Workspace, calib: Path, **given: Any) -> QuantizeResult:
+    options = QuantizeOptions(**{name: value for name, value in given.items() if name in HOW})
+    others = {name: value for name, value in given.items() if name not in HOW}
+    return quantize_graph(graph, workspace=out, calib=calib, options=options, **{"threads": 1} | others)
 
 
 def left_in(folder: Path) -> list[str]:
@@ -79,18 +89,26 @@ def test_with_labels_the_accuracy_is_held(graph: Path, out: Workspace, calib: Pa
 
 def test_all_methods_are_tried_and_the_best_is_kept(graph: Path, out: Workspace, calib: Path) -> None:
     facts = quantized(graph, out, calib, images=64).artifact.facts
-    rows = facts["methods"]
-    assert [row["method"] for row in rows] == ["minmax", "percentile", "entropy", "mse"]
+    rows = facts["tried"]
+    methods = ["minmax", "percentile", "entropy", "mse"]
+    assert [(row["form"], row["method"]) for row in rows[:8]] == [
+        (form, method) for form in ("plain", "equalised") for method in methods
+    ]
+    assert [row["bias_corrected"] for row in rows] == [False] * 8 + [True]
     best = min(rows, key=lambda row: row["max_rel"] + 1 - row["cosine"])
-    assert facts["method"] == best["method"]
-    assert len({row["max_rel"] for row in rows}) > 1
-    for row in rows:
-        alone = quantized(graph, out, calib, images=64, method=row["method"]).artifact.facts
-        assert alone["methods"] == [row]
+    written = (facts["equalised"], facts["method"], facts["bias_corrected"])
+    assert written == (best["form"] == "equalised", best["method"], best["bias_corrected"])
+    assert len({row["max_rel"] for row in rows}) > 4
+    for row in rows[:4]:
+        alone = quantized(
+            graph, out, calib, images=64, method=row["method"], equalize=False, correct_biases=False
+        ).artifact.facts
+        assert alone["tried"] == [row]
+        assert not alone["equalised"]
 
 
 def test_the_report_says_where_the_edges_are(graph: Path, out: Workspace, calib: Path) -> None:
-    made = quantized(graph, out, calib, method="minmax", keep=["second"]).artifact
+    made = quantized(graph, out, calib, method="minmax", keep=("second",)).artifact
     model = onnx.load(made.path)
     assert made.facts["layers"] == [edges.to_json() for edges in conv_edges(model)]
     assert [layer["quantised"] for layer in made.facts["layers"]] == [True, False, True]
@@ -154,9 +172,9 @@ def test_again_is_up_to_date_and_another_request_is_not(graph: Path, out: Worksp
         {"images": 48},
         {"images": 48, "seed": 1},
         {"images": 48, "seed": 1, "method": "mse"},
-        {"images": 48, "seed": 1, "method": "mse", "keep": ["last"]},
-        {"images": 48, "seed": 1, "method": "mse", "keep": ["last"], "max_drop": 1.0},
-        {"images": 48, "seed": 1, "method": "mse", "keep": ["last"], "max_drop": 1.0, "evaluate_on": calib},
+        {"images": 48, "seed": 1, "method": "mse", "keep": ("last",)},
+        {"images": 48, "seed": 1, "method": "mse", "keep": ("last",), "max_drop": 1.0},
+        {"images": 48, "seed": 1, "method": "mse", "keep": ("last",), "max_drop": 1.0, "evaluate_on": calib},
     )
     for other in others:
         assert not quantized(graph, out, calib, **other).up_to_date
@@ -180,9 +198,9 @@ def test_statistics_are_measured_once(
         patched.setattr("vexport.run.calibrate.collect_statistics", never)
         again = quantized(graph, out, calib, method="mse")
         assert again.artifact.sha256 != made.artifact.sha256
+        assert quantized(graph, out, calib, keep=("last",)).artifact.facts["kept_fp32"], "all inputs are known"
         for other in (
             {"graph": save_graph(tmp_path / "spread.onnx", spread=2.0)},
-            {"keep": ["last"]},
             {"seed": 7, "images": 32},
             {"use_cache": False},
         ):
@@ -191,33 +209,142 @@ def test_statistics_are_measured_once(
     assert quantized(graph, out, calib, method="minmax", use_cache=False).artifact.sha256 == made.artifact.sha256
 
 
+NAIVE = {"equalize": False, "correct_biases": False, "mixed": False}
+
+
 def test_a_hostile_network_is_refused_with_the_layer_to_blame(tmp_path: Path, out: Workspace, calib: Path) -> None:
     """One channel's activations are 10,000 times as large; the function is the same, and INT8 cannot hold it."""
     hostile = save_graph(tmp_path / "hostile.onnx", spread=1e4)
     with pytest.raises(AccuracyError, match=r"INT8 loses \d+\.\d\d points of top-1, 0.5 are allowed") as caught:
-        quantized(hostile, out, calib)
+        quantized(hostile, out, calib, **NAIVE)
     error = caught.value
     assert error.exit_code == 3
     assert error.details[0].startswith("top-1 of 15 labelled images: FP32 100.00 %, INT8 ")
     assert [line.split(":")[0] for line in error.details[1:5]] == [
-        "tried minmax",
-        "tried percentile",
-        "tried entropy",
-        "tried mse",
+        "tried plain, minmax",
+        "tried plain, percentile",
+        "tried plain, entropy",
+        "tried plain, mse",
     ]
     ranked = [line.strip().split(":")[0] for line in error.details[6:]]
     assert ranked[0] == "second"
     assert sorted(ranked) == sorted(CONVS)
     assert "--keep second" in error.hint
     assert left_in(out.root) == []
-    kept = quantized(hostile, out, calib, keep=["second"])
+    kept = quantized(hostile, out, calib, keep=("second",), **NAIVE)
     assert kept.artifact.facts["gate"]["drop_points"] == 0
+
+
+def test_equalisation_saves_the_hostile_network(tmp_path: Path, out: Workspace, calib: Path) -> None:
+    facts = quantized(save_graph(tmp_path / "hostile.onnx", spread=1e4), out, calib).artifact.facts
+    assert facts["equalised"]
+    assert facts["gate"]["drop_points"] == 0
+    assert facts["kept_fp32"] == {}
+    found = facts["equalisation"]
+    assert (found["pairs"], found["exact"]) == (2, True)
+    assert found["float64_error"] < 1e-9
+    assert found["fp32_error"] < 1e-5
+    assert found["largest_scale"] / found["least_scale"] > 1000
+    plain, equalised = facts["tried"][0], facts["tried"][4]
+    assert plain["max_rel"] > 10 * equalised["max_rel"]
+
+
+def test_the_layer_to_blame_is_left_in_floating_point(tmp_path: Path, out: Workspace, calib: Path) -> None:
+    hostile = save_graph(tmp_path / "hostile.onnx", spread=1e4)
+    made = quantized(hostile, out, calib, equalize=False)
+    assert made.artifact.facts["kept_fp32"] == {"second": "the gate is missed with it in INT8"}
+    assert [layer["quantised"] for layer in made.artifact.facts["layers"]] == [True, False, True]
+    assert made.artifact.facts["gate"]["drop_points"] == 0
+    assert made.artifact.facts["tried"][-1]["left_out"] == ["second"]
+    assert "left in floating point, or the gate would be missed: second" in made.notes
+
+
+def test_where_leaving_layers_out_does_not_help_either(
+    graph: Path, out: Workspace, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_gate, "LEAST_COSINE", 1.1)
+    with pytest.raises(ParityError) as caught:
+        quantized(graph, out, plain, method="minmax")
+    assert "tried up to 2 of 3 layers in floating point: still missed" in caught.value.details
+    assert left_in(out.root) == []
+
+
+def test_an_equalisation_that_is_not_exact_is_not_used(
+    tmp_path: Path, out: Workspace, calib: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_search, "EXACT", 0.0)
+    made = quantized(save_graph(tmp_path / "hostile.onnx", spread=1e4), out, calib)
+    assert not made.artifact.facts["equalised"]
+    assert any(note.startswith("equalisation was not used: it changes the answers by ") for note in made.notes)
+
+
+def test_the_picture_of_the_ranges(tmp_path: Path, out: Workspace, calib: Path) -> None:
+    hostile = save_graph(tmp_path / "hostile.onnx", spread=1e4)
+    for name in ("ranges.png", "ranges.svg"):
+        quantized(hostile, out, calib, plot=tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 10_000
+    assert quantized(hostile, out, calib, plot=tmp_path / "ranges.svg").up_to_date
+    (tmp_path / "ranges.svg").unlink()
+    assert not quantized(hostile, out, calib, plot=tmp_path / "ranges.svg").up_to_date, "the picture is made again"
+    with pytest.raises(InputError, match="ends in none of .png, .svg, .pdf"):
+        quantized(hostile, out, calib, plot=tmp_path / "ranges.txt")
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        quantized(hostile, out, calib, plot=tmp_path / "nowhere" / "ranges.png")
+
+
+def test_bits_that_channels_lose() -> None:
+    np.testing.assert_array_equal(bits_lost(np.array([0.25, 1.0, 1e-9, 0.0, 0.5])), [0, 1, 2, 8, 8])
+    np.testing.assert_array_equal(bits_lost(np.zeros(3)), [8, 8, 8])
+
+
+def test_step_by_step(tmp_path: Path, out: Workspace, calib: Path) -> None:
+    """What each step gives, on the same images: naive INT8 collapses, the written one does not."""
+    made = quantized(save_graph(tmp_path / "hostile.onnx", spread=1e4), out, calib, images=60, steps=True)
+    steps = made.artifact.facts["steps"]
+    assert [step["step"].split(" (")[0] for step in steps[:4]] == [
+        "FP32",
+        "FP16",
+        "INT8, per-tensor, min-max",
+        "INT8, per-channel, min-max",
+    ]
+    assert steps[-1]["step"].startswith("written: equalised, ")
+    drops = {step["step"]: step["gate"]["drop_points"] for step in steps[1:]}
+    assert drops["FP16"] == 0
+    assert drops["INT8, per-channel, min-max"] > 10
+    assert list(drops.values())[-1] == 0
+    assert {step["gate"]["images"] for step in steps[1:]} == {made.artifact.facts["gate"]["images"]}
+    assert steps[-1]["size_bytes"] == made.artifact.path.stat().st_size
+    assert all(step["size_bytes"] > 0 for step in steps)
+    json.dumps(made.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("bad", "wanted"),
+    [
+        ({"c"}, ["c"]),
+        ({"a"}, ["a"]),
+        ({"a", "d"}, ["a", "d"]),
+        ({"b", "c", "e"}, ["b", "c", "e"]),
+        (set("abcdef"), None),
+    ],
+)
+def test_the_fewest_layers_are_left_out(bad: set[str], wanted: list[str] | None) -> None:
+    """The gate holds as soon as all bad layers are left out, however they were ranked."""
+    asked: list[tuple[str, ...]] = []
+
+    def passes(layers: Sequence[str]) -> bool:
+        asked.append(tuple(layers))
+        return bad <= set(layers)
+
+    assert fewest_left_out("abcdef", passes) == wanted
+    assert len(asked) == len(set(asked)), "nothing is measured twice"
+    assert fewest_left_out("a", passes) is None
 
 
 def test_without_labels_it_is_refused_too(tmp_path: Path, out: Workspace, plain: Path) -> None:
     hostile = save_graph(tmp_path / "hostile.onnx", spread=1e4)
     with pytest.raises(ParityError, match="disagrees with the FP32 graph") as caught:
-        quantized(hostile, out, plain, method="minmax")
+        quantized(hostile, out, plain, method="minmax", **NAIVE)
     assert "this is not accuracy: there are no labels" in caught.value.details[1]
     assert left_in(out.root) == []
 
@@ -237,22 +364,23 @@ def test_the_drop_is_measured_in_points(
     graph: Path, out: Workspace, calib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """INT8 is made to answer `red` whatever it sees: a third is right."""
-    real = calibration_module.Chosen
+    real = quantize_module.quantize
 
-    def always_red(method: str, tried: Any, ranges: Any, model: onnx.ModelProto) -> Any:
+    def always_red(*given: Any, **options: Any) -> onnx.ModelProto:
+        model = real(*given, **options)
         for tensor in model.graph.initializer:
             if tensor.name == "last.weight_quantized":
                 values = np.zeros_like(numpy_helper.to_array(tensor))
                 values[0] = 1
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-        return real(method, tried, ranges, model)  # type: ignore[arg-type]
+        return model
 
-    monkeypatch.setattr(calibration_module, "Chosen", always_red)
+    monkeypatch.setattr(quantize_module, "quantize", always_red)
     with pytest.raises(AccuracyError, match=r"INT8 loses 66.67 points of top-1, 0.5 are allowed"):
-        quantized(graph, out, calib, images=60, method="minmax", evaluate_on=save_images(tmp_path / "val", 20))
-    passed = quantized(
-        graph, out, calib, images=60, method="minmax", evaluate_on=tmp_path / "val", max_drop=67
-    ).artifact.facts["gate"]
+        quantized(graph, out, calib, images=60, evaluate_on=save_images(tmp_path / "val", 20), **NAIVE)
+    passed = quantized(graph, out, calib, images=60, evaluate_on=tmp_path / "val", max_drop=67, **NAIVE).artifact.facts[
+        "gate"
+    ]
     assert (passed["top1_percent_fp32"], passed["only_fp32_right"], passed["only_int8_right"]) == (100.0, 40, 0)
     assert passed["top1_percent_int8"] == pytest.approx(100 / 3)
 
@@ -345,7 +473,7 @@ def test_a_foreign_file_is_in_the_way(graph: Path, out: Workspace, plain: Path) 
         ({"max_drop": -1.0}, "--max-drop -1 is not within"),
         ({"max_drop": float("nan")}, "--max-drop nan is not within"),
         ({"output": Path("x.engine")}, "does not end in .onnx"),
-        ({"keep": ["nowhere"]}, "no convolution nowhere"),
+        ({"keep": ("nowhere",)}, "no convolution nowhere"),
         ({"keep": CONVS}, "no convolution left to quantise"),
         ({"evaluate_on": Path("nowhere")}, "nowhere does not exist"),
         ({"calib": Path("nowhere")}, "nowhere does not exist"),
@@ -355,7 +483,7 @@ def test_a_foreign_file_is_in_the_way(graph: Path, out: Workspace, plain: Path) 
 )
 def test_options(graph: Path, out: Workspace, plain: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        quantize_graph(**{"graph": graph, "workspace": out, "calib": plain, "threads": 1} | options)
+        quantized(**{"graph": graph, "out": out, "calib": plain} | options)
     assert left_in(out.root) == []
 
 
@@ -366,7 +494,7 @@ def test_it_builds_for_an_a100(graph: Path, out: Workspace, calib: Path) -> None
     with pytest.raises(InputError, match="is fp32, the engine shall be int8") as caught:
         build_engine(graph, workspace=out, precision="int8", target="a100")
     assert "vexport quantize --calib DIR" in caught.value.hint
-    made = quantized(graph, out, calib, keep=["last"])
+    made = quantized(graph, out, calib, keep=("last",))
     built = build_engine(None, workspace=out, precision="int8", target="a100")
     assert built.graph == made.artifact.path
     kinds = [layer["kind"] for layer in built.artifact.facts["build"]["network_layers"]]

@@ -1,4 +1,4 @@
-"""Streamed statistics: exact histograms, whatever the batches; NaN named; memory flat; the cache."""
+"""Streamed statistics: exact histograms, whatever the batches; NaN named; memory flat."""
 
 from __future__ import annotations
 
@@ -13,15 +13,7 @@ from colours import colour_graph, prepared
 from onnx import numpy_helper
 
 from vexport.errors import InputError
-from vexport.run import calibrate
-from vexport.run.calibrate import (
-    BINS,
-    ImageBatch,
-    StatisticsCache,
-    StreamedHistogram,
-    collect_statistics,
-    graph_digest,
-)
+from vexport.run.calibrate import BINS, ImageBatch, StreamedHistogram, collect_statistics
 from vexport.run.ranges import measure_ranges
 from vexport.run.thresholds import Histogram
 
@@ -82,7 +74,7 @@ def test_the_graphs_activations(size: int, tmp_path: Path) -> None:
     images = prepared(48)
     onnx.save(colour_graph(), tmp_path / "colours.onnx")
     done: list[int] = []
-    found = collect_statistics(colour_graph(), TENSORS, batches(images, size), on_images=done.append)
+    found = collect_statistics(colour_graph(), TENSORS, batches(images, size), on_images=done.append).histograms
     assert list(found) == list(TENSORS)
     assert done[-1] == 48
     ranges = measure_ranges(tmp_path / "colours.onnx", [images])
@@ -97,8 +89,8 @@ def test_the_graphs_activations(size: int, tmp_path: Path) -> None:
 
 def test_a_fixed_batch_is_filled_up_and_that_does_not_count() -> None:
     images = prepared(10)
-    fixed = collect_statistics(colour_graph(batch=4), TENSORS, batches(images, 4))
-    free = collect_statistics(colour_graph(), TENSORS, batches(images, 4))
+    fixed = collect_statistics(colour_graph(batch=4), TENSORS, batches(images, 4)).histograms
+    free = collect_statistics(colour_graph(), TENSORS, batches(images, 4)).histograms
     assert {name: one.values for name, one in fixed.items()} == {name: one.values for name, one in free.items()}
     assert all(fixed[name].largest == pytest.approx(free[name].largest) for name in TENSORS)
 
@@ -136,7 +128,7 @@ def test_what_cannot_be_run() -> None:
     with pytest.raises(InputError, match="cannot load the graph"):
         collect_statistics(colour_graph(), ["nowhere"], batches(prepared(4), 4))
     only_input = collect_statistics(colour_graph(), ["input"], batches(prepared(4), 4))
-    assert list(only_input) == ["input"]
+    assert list(only_input.histograms) == ["input"]
 
 
 def test_memory_does_not_grow_with_the_images() -> None:
@@ -153,67 +145,3 @@ def test_memory_does_not_grow_with_the_images() -> None:
     peak(8)
     few, many = peak(16), peak(1600)
     assert many < few + 200_000, "1600 images are 1.2 MB, and their activations 4 MB"
-
-
-@pytest.fixture
-def found() -> dict[str, Histogram]:
-    return collect_statistics(colour_graph(), TENSORS, batches(prepared(8), 4))
-
-
-def test_the_cache_gives_back_what_was_stored(found: dict[str, Histogram], tmp_path: Path) -> None:
-    cache = StatisticsCache(tmp_path)
-    request = {"graph": graph_digest(colour_graph()), "images": ["a", "b"], "preprocessing": {"crop_pct": 0.875}}
-    assert cache.find(request) is None
-    cache.store(request, found, {"b.png": "damaged"})
-    known = cache.find(request)
-    assert known is not None
-    assert known.skipped == {"b.png": "damaged"}
-    assert list(known.histograms) == list(TENSORS)
-    assert all(same(known.histograms[name], found[name]) for name in TENSORS)
-
-
-def test_a_cache_of_another_graph_is_never_taken(found: dict[str, Histogram], tmp_path: Path) -> None:
-    cache = StatisticsCache(tmp_path)
-    request = {"graph": graph_digest(colour_graph()), "images": ["a", "b"], "preprocessing": {}}
-    cache.store(request, found, {})
-    others = (
-        {"graph": graph_digest(colour_graph(spread=2.0))},
-        {"images": ["a", "c"]},
-        {"preprocessing": {"crop_pct": 1.0}},
-    )
-    for other in others:
-        assert cache.find(request | other) is None
-    # Not even under its name.
-    (stored,) = (tmp_path / "calibration").iterdir()
-    other_request = request | others[0]
-    stored.rename(cache._path(other_request))
-    assert cache.find(other_request) is None
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other format"])
-def test_a_damaged_cache_counts_as_none(
-    found: dict[str, Histogram], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache, request = StatisticsCache(tmp_path), {"graph": "g"}
-    cache.store(request, found, {})
-    (stored,) = (tmp_path / "calibration").iterdir()
-    content = stored.read_bytes()
-    if damage == "other format":
-        monkeypatch.setattr(calibrate, "STATISTICS_VERSION", 99)
-    else:
-        stored.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"no"}[damage])
-    assert cache.find(request) is None
-
-
-def test_a_cache_that_cannot_be_written_costs_nothing(found: dict[str, Histogram], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    cache = StatisticsCache(tmp_path / "file")
-    cache.store({"graph": "g"}, found, {})
-    assert cache.find({"graph": "g"}) is None
-
-
-def test_the_digest_is_of_the_function() -> None:
-    model = colour_graph()
-    other = colour_graph(named=False)
-    assert graph_digest(model) == graph_digest(other), "metadata does not change activations"
-    assert graph_digest(model) != graph_digest(colour_graph(spread=2.0))

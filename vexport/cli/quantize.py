@@ -49,9 +49,30 @@ def quantize(
         Literal["auto", "minmax", "percentile", "entropy", "mse"],
         typer.Option(help="How ranges are chosen; auto tries all and keeps the best on the held-out images."),
     ] = "auto",
+    equalize: Annotated[
+        bool,
+        typer.Option(
+            "--equalize/--no-equalize", help="Rescale channels between convolutions, exactly, where INT8 gains by it."
+        ),
+    ] = True,
+    correct_biases: Annotated[
+        bool,
+        typer.Option(
+            "--correct-biases/--no-correct-biases", help="Let biases take up what rounding shifts, where INT8 gains."
+        ),
+    ] = True,
+    mixed: Annotated[
+        bool,
+        typer.Option(
+            "--mixed/--no-mixed",
+            help="Leave the fewest convolutions in floating point with which the accuracy holds, if it does not hold.",
+        ),
+    ] = True,
     keep: Annotated[
         list[str] | None,
-        typer.Option(metavar="NODE", help="A convolution that stays in FP32; may be repeated.", show_default=False),
+        typer.Option(
+            metavar="NODE", help="A convolution that stays in floating point; may be repeated.", show_default=False
+        ),
     ] = None,
     evaluate_on: Annotated[
         Path | None,
@@ -63,6 +84,15 @@ def quantize(
         ),
     ] = None,
     max_drop: Annotated[float, typer.Option(metavar="X", help="So many points of top-1 may be lost.")] = 0.5,
+    steps: Annotated[
+        bool, typer.Option("--steps", help="Measure each step on its own: FP32, FP16, naive INT8, and what follows.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the channels' ranges, before and after equalisation.", show_default=False
+        ),
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List the scales of every convolution.")] = False,
     model: ModelOpt = None,
     weights: WeightsOpt = None,
@@ -78,23 +108,32 @@ def quantize(
     as_json: JsonOpt = False,
 ) -> None:
     """Write the INT8 graph of an FP32 graph, only where it is as good; `vexport trt --int8` builds it."""
+    from vexport.pipeline.calibration import QuantizeOptions
     from vexport.pipeline.quantize import quantize_graph
 
+    options = QuantizeOptions(
+        images=images,
+        seed=seed,
+        method=method,
+        equalize=equalize,
+        correct_biases=correct_biases,
+        mixed=mixed,
+        keep=tuple(keep or ()),
+        max_drop=max_drop,
+        steps=steps,
+    )
     with progress(as_json) as update:
         result = quantize_graph(
             graph,
             workspace=Workspace(workspace),
             calib=calib,
-            images=images,
-            seed=seed,
-            method=method,
-            keep=tuple(keep or ()),
+            options=options,
             evaluate_on=evaluate_on,
-            max_drop=max_drop,
             model=model,
             weights=weights,
             threads=threads,
             output=output,
+            plot=plot,
             use_cache=cache,
             force=force,
             on_progress=update,
@@ -116,13 +155,15 @@ def render(result: QuantizeResult, *, layers: bool = False) -> None:
     for image, reason in calibration["skipped"].items():
         remark(f"skipped: {image}: {reason}")
     _print_images(calibration)
-    _print_methods(facts)
+    _print_tried(facts)
+    if facts["steps"]:
+        _print_steps(facts["steps"])
     if layers:
         _print_layers(facts["layers"])
     quantised = sum(layer["quantised"] for layer in facts["layers"])
     typer.echo(f"{graph.model}: {quantised} of {len(facts['layers'])} convolutions take INT8 and have INT8 weights")
     if facts["kept_fp32"]:
-        typer.echo(f"kept in FP32: {', '.join(facts['kept_fp32'])}")
+        typer.echo(f"left in floating point: {', '.join(facts['kept_fp32'])}")
     _print_gate(facts["gate"])
     state = "up to date: " if result.up_to_date else ""
     typer.echo(f"{state}{graph.path}  {size(graph.manifest.size_bytes)}  sha256 {short_hash(graph.sha256)}")
@@ -139,16 +180,39 @@ def _print_images(calibration: dict[str, Any]) -> None:
     print_table(f"Images of {calibration['path']}", ["part", "names", "images"], rows, text_columns=2)
 
 
-def _print_methods(facts: dict[str, Any]) -> None:
+def _print_tried(facts: dict[str, Any]) -> None:
     rows = []
-    for row in facts["methods"]:
+    written = (facts["equalised"], facts["method"], facts["bias_corrected"], list(facts["kept_fp32"]))
+    for row in facts["tried"]:
+        same = (row["form"] == "equalised", row["method"], row["bias_corrected"], row["left_out"])
         agreement = "-" if row["top1_agreement"] is None else f"{100 * row['top1_agreement']:.1f}"
         error = "NaN" if row["max_rel"] is None else f"{row['max_rel']:.2e}"
-        kept = "kept" if row["method"] == facts["method"] else ""
-        rows.append([row["method"], kept, error, figure(row["cosine"], 5), agreement])
-    count = facts["methods"][0]["images"]
-    columns = ["method", "", "error", "cosine", "same class %"]
+        left_out = f"{len(row['left_out'])} left out" if row["left_out"] else ""
+        corrected = "biases corrected" if row["bias_corrected"] else ""
+        how = ", ".join(filter(None, (row["form"], row["method"], corrected, left_out)))
+        rows.append([how, "written" if same == written else "", error, figure(row["cosine"], 5), agreement])
+    count = facts["tried"][0]["images"]
+    columns = ["INT8", "", "error", "cosine", "same class %"]
     print_table(f"Against FP32 on {count} held-out images", columns, rows, text_columns=2)
+
+
+def _print_steps(steps: list[dict[str, Any]]) -> None:
+    gates = [step["gate"] for step in steps if step["gate"]]
+    labelled = gates[0]["kind"] == "accuracy"
+    rows = []
+    for step in steps:
+        gate = step["gate"]
+        if labelled:
+            top1 = gates[0]["top1_percent_fp32"] if gate is None else gate["top1_percent_int8"]
+            figures = [f"{top1:.2f}", "" if gate is None else f"{gate['drop_points']:.2f}"]
+        else:
+            same = None if gate is None else gate["top1_agreement"]
+            figures = ["" if same is None else f"{100 * same:.1f}"]
+            figures.append("" if gate is None else figure(gate["cosine"], 5))
+        rows.append([step["step"], *figures, size(step["size_bytes"])])
+    columns = ["top-1 %", "drop"] if labelled else ["same class %", "cosine"]
+    unit = "labelled" if labelled else "held-out"
+    print_table(f"Step by step, on {gates[0]['images']} {unit} images", ["step", *columns, "size"], rows)
 
 
 def _print_layers(layers: list[dict[str, Any]]) -> None:

@@ -2,27 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vexport.artifacts import Preprocessing
 from vexport.deps import tool_versions
 from vexport.engine.cache import default_folder
+from vexport.errors import InputError
 from vexport.pipeline.graphs import GraphSource
-from vexport.pipeline.quantize_gate import Labelled, Recorded, damage, find_labels, read_labels
+from vexport.pipeline.quantize_gate import Labelled, find_labels, read_labels
 from vexport.pipeline.subject import Subject
 
 if TYPE_CHECKING:
     import onnx
 
+    from vexport.run.calibrate import Statistics
     from vexport.run.calibration_images import Loader, Split
     from vexport.run.image_sets import ImageSet
     from vexport.run.runner import Array
-    from vexport.run.thresholds import Histogram, Method
+    from vexport.run.thresholds import Method
 
 OnProgress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How a graph is quantised.
+
+    Args:
+        images: How many calibration images are taken; an eighth of them, but at most 128, is held out.
+        seed: Of their choice.
+        method: How ranges are chosen; `auto` tries all and keeps that with the least error on the held-out images.
+        equalize: Whether channels may be rescaled between neighbouring convolutions, where that lowers the error.
+        correct_biases: Whether biases may take up what rounding shifts, where that lowers the error.
+        mixed: Whether convolutions may be left in floating point where the gate is missed otherwise.
+        keep: Names of convolutions that are left in floating point in any case.
+        max_drop: How many points of top-1 may be lost.
+        steps: Whether every step from naive INT8 to the result is measured on its own.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    images: int = 512
+    seed: int = 0
+    method: Method | Literal["auto"] = "auto"
+    equalize: bool = True
+    correct_biases: bool = True
+    mixed: bool = True
+    keep: tuple[str, ...] = ()
+    max_drop: float = 0.5
+    steps: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop <= 100:
+            raise InputError(
+                f"--max-drop {self.max_drop:g} is not within 0 and 100", hint="give points of top-1, as 0.5"
+            )
+        if self.images < 2:
+            raise InputError(f"--images {self.images} is too few", hint="one is measured and one held out at the least")
 
 
 @dataclass(frozen=True)
@@ -39,8 +79,7 @@ class Job:
         split: Which are used, and what for.
         chosen: Name, hash and part of those.
         labelled: Labelled images for the accuracy; None where there are none.
-        keep: Convolutions that stay in FP32.
-        max_drop: How many points of top-1 may be lost.
+        options: How it is done.
         threads: Of ONNX Runtime; None leaves its choice.
     """
 
@@ -53,8 +92,7 @@ class Job:
     split: Split
     chosen: list[dict[str, Any]]
     labelled: Labelled | None
-    keep: tuple[str, ...]
-    max_drop: float
+    options: QuantizeOptions
     threads: int | None
 
 
@@ -81,7 +119,8 @@ def find_statistics(
     loader: Loader,
     use_cache: bool,
     on_progress: OnProgress,
-) -> dict[str, Histogram]:
+    said: str = "measuring activations",
+) -> Statistics:
     """What the activations are like, measured or known from before.
 
     Args:
@@ -91,11 +130,13 @@ def find_statistics(
         loader: Of the calibration images.
         use_cache: Whether statistics from before will do.
         on_progress: Told how many images are done.
+        said: What it is told.
 
     Raises:
         InputError: see `collect_statistics` and `Loader.batches`.
     """
-    from vexport.run.calibrate import StatisticsCache, collect_statistics, graph_digest
+    from vexport.run.calibrate import collect_statistics
+    from vexport.run.statistics_cache import StatisticsCache, graph_digest
 
     request = {
         "graph": graph_digest(model),
@@ -108,14 +149,14 @@ def find_statistics(
     known = cache.find(request) if use_cache else None
     if known is not None:
         loader.skipped |= known.skipped
-        return known.histograms
+        return known.statistics
     total = len(job.split.calibration)
     statistics = collect_statistics(
         model,
         tensors,
         loader.batches(job.split.calibration),
         threads=job.threads,
-        on_images=lambda done: on_progress(f"measuring activations: {done} of {total} images", done / total),
+        on_images=lambda done: on_progress(f"{said}: {done} of {total} images", done / total),
     )
     cache.store(request, statistics, loader.skipped)
     return statistics
@@ -124,57 +165,3 @@ def find_statistics(
 def load_held_out(loader: Loader, split: Split) -> list[Array]:
     """The held-out images, batch by batch; at most 128, so they stay in memory."""
     return [batch.images for batch in loader.batches(split.held_out, varied=False)]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The best way to choose ranges, and what it gives.
-
-    Args:
-        method: Its name.
-        tried: The figures of every method on the held-out images.
-        ranges: Largest magnitude that INT8 holds, by tensor.
-        model: The quantised graph.
-    """
-
-    method: Method
-    tried: list[dict[str, Any]]
-    ranges: dict[str, float]
-    model: onnx.ModelProto
-
-
-def choose_method(
-    job: Job,
-    model: onnx.ModelProto,
-    statistics: dict[str, Histogram],
-    methods: Sequence[Method],
-    reference: Recorded,
-    on_progress: OnProgress,
-) -> Chosen:
-    """Quantise with every method and keep the one with the least error on the held-out images.
-
-    Args:
-        job: What is quantised.
-        model: The FP32 graph, weights as initializers.
-        statistics: Of its activations.
-        methods: To try; of equally good ones the first is kept.
-        reference: The FP32 answers to the held-out images.
-        on_progress: Told which one is tried.
-    """
-    from vexport.graph.quantize import quantize
-    from vexport.run.ort import OrtRunner
-    from vexport.run.thresholds import choose_threshold
-
-    tried: list[dict[str, Any]] = []
-    best: tuple[float, Chosen] | None = None
-    for index, method in enumerate(methods):
-        on_progress(f"quantising: {method}", index / len(methods))
-        ranges = {name: choose_threshold(histogram, method) for name, histogram in statistics.items()}
-        quantised = quantize(model, ranges, keep=job.keep)
-        with OrtRunner(quantised.SerializeToString(), threads=job.threads, name=method) as runner:
-            agreement = reference.compare(runner)
-        tried.append({"method": method, **agreement.to_json()})
-        if best is None or damage(agreement) < best[0]:
-            best = damage(agreement), Chosen(method, tried, ranges, quantised)
-    assert best is not None, "there is a method"
-    return best[1]

@@ -4,49 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vexport.artifacts import Graph, Manifest
 from vexport.deps import tool_versions
 from vexport.errors import InputError
 from vexport.pipeline.calibration import (
-    Chosen,
     Job,
     OnProgress,
+    QuantizeOptions,
     choose_labels,
-    choose_method,
     find_statistics,
     load_held_out,
 )
 from vexport.pipeline.convert import fixed_batch, name_nodes, stamp_provenance
 from vexport.pipeline.graphs import GraphSource, find_graph
-from vexport.pipeline.quantize_gate import (
-    Recorded,
-    measure_gate,
-    measure_sensitivity,
-    missed,
-)
+from vexport.pipeline.quantize_facts import describe_result
+from vexport.pipeline.quantize_gate import Recorded
+from vexport.pipeline.quantize_search import Candidate, Form, Search
 from vexport.pipeline.resolve import Weights
 from vexport.pipeline.subject import Opening, choose_preprocessing, describe, open_subject
 from vexport.workspace import Workspace, require_clear, stage, up_to_date
 
 if TYPE_CHECKING:
-    import onnx
-
-    from vexport.run.calibration_images import Loader
     from vexport.run.compare import Agreement
-    from vexport.run.thresholds import Histogram, Method
 
-IMAGES = 512
-MAX_DROP = 0.5
 LIBRARIES = ("onnx", "onnxruntime", "numpy", "pillow")
 # Activations of so many images at a time are held in memory while they are counted.
 BATCH = 4
-FEW = 16
 
 
 @dataclass(frozen=True)
@@ -83,16 +71,13 @@ def quantize_graph(
     *,
     workspace: Workspace,
     calib: Path,
-    images: int = IMAGES,
-    seed: int = 0,
-    method: Method | Literal["auto"] = "auto",
-    keep: Sequence[str] = (),
+    options: QuantizeOptions | None = None,
     evaluate_on: Path | None = None,
-    max_drop: float = MAX_DROP,
     model: str | None = None,
     weights: Weights | None = None,
     threads: int | None = None,
     output: Path | None = None,
+    plot: Path | None = None,
     use_cache: bool = True,
     force: bool = False,
     on_progress: OnProgress = lambda _text, _share: None,
@@ -104,16 +89,13 @@ def quantize_graph(
             exports `model`.
         workspace: Where the result goes, unless `output` says otherwise.
         calib: A folder of images, a .tar of them, or a .npy or .npz of prepared ones.
-        images: How many of them to take; an eighth of those, but at most 128, is held out.
-        seed: Of their choice.
-        method: How ranges are chosen; `auto` tries all and keeps that with the least error on the held-out images.
-        keep: Names of convolutions that stay in FP32.
+        options: How it is done; None takes the defaults.
         evaluate_on: A folder with one subfolder of images per class, for the accuracy.
-        max_drop: How many points of top-1 may be lost.
         model: A variant or a baseline.
         weights: `pretrained` or `random` in place of a file.
         threads: Of ONNX Runtime; None leaves its choice.
         output: The file to write.
+        plot: Where a picture of the channels' ranges goes, before and after equalisation: .png, .svg or .pdf.
         use_cache: Whether statistics of the same graph on the same images may be taken from the cache.
         force: Overwrite a file that vexport did not write.
         on_progress: Told what is going on, and the share that is done where it is known.
@@ -123,7 +105,8 @@ def quantize_graph(
         AccuracyError: INT8 loses more than `max_drop`; nothing has been written under its name.
         ParityError: without labels, INT8 answers too differently; likewise.
     """
-    _require_options(output, max_drop, images)
+    how_to = options or QuantizeOptions()
+    _require_names(output, plot)
     _require_images(calib, evaluate_on)
     source = find_graph(
         graph,
@@ -143,41 +126,36 @@ def quantize_graph(
         how, origin = choose_preprocessing(subject, None, None)
         on_progress("choosing images", None)
         found = stack.enter_context(open_images(calib, how))
-        split = split_images(found.names, images, seed)
+        split = split_images(found.names, how_to.images, how_to.seed)
         found.fetch((*split.calibration, *split.held_out))
         chosen = describe_images(found, split)
-        options = {
+        request = {
             "precision": "int8",
-            "method": method,
+            **asdict(how_to),
+            "keep": sorted(how_to.keep),
             "calib": digest(chosen),
-            "images": images,
-            "seed": seed,
-            "keep": sorted(keep),
             "evaluate_on": _listing(evaluate_on) if evaluate_on else None,
-            "max_drop": max_drop,
         }
         versions = tool_versions(*LIBRARIES)
         target = output or workspace.root / f"{source.stem}.int8.onnx"
-        done = up_to_date(Graph, target, parent=source.parent.sha256, options=options, versions=versions)
-        if done is not None:
+        done = up_to_date(Graph, target, parent=source.parent.sha256, options=request, versions=versions)
+        if done is not None and (plot is None or plot.is_file()):
             return QuantizeResult(done, source.took, True)
         require_clear(target, force=force)
         labelled = choose_labels(calib, evaluate_on, found, split, subject)
         prepared = describe(how, origin) if found.kind != "array" else "as they are in the array"
-        job = Job(
-            source, subject, how, prepared, str(calib), found, split, chosen, labelled, tuple(keep), max_drop, threads
-        )
-        artifact = _make(job, method, target, options, versions, use_cache, force, on_progress)
+        job = Job(source, subject, how, prepared, str(calib), found, split, chosen, labelled, how_to, threads)
+        artifact = _make(job, target, request, versions, plot, use_cache, force, on_progress)
     return QuantizeResult(artifact, source.took, False)
 
 
-def _require_options(output: Path | None, max_drop: float, images: int) -> None:
+def _require_names(output: Path | None, plot: Path | None) -> None:
     if output is not None and output.suffix != ".onnx":
         raise InputError(f"{output} does not end in .onnx", hint="name it so")
-    if not 0 <= max_drop <= 100:
-        raise InputError(f"--max-drop {max_drop:g} is not within 0 and 100", hint="give points of top-1, as 0.5")
-    if images < 2:
-        raise InputError(f"--images {images} is too few", hint="one is measured and one held out at the least")
+    if plot is not None:
+        from vexport.pipeline.range_picture import require_picture
+
+        require_picture(plot)
 
 
 def _require_images(calib: Path, evaluate_on: Path | None) -> None:
@@ -212,10 +190,10 @@ def _listing(folder: Path) -> str:
 
 def _make(
     job: Job,
-    method: Method | Literal["auto"],
     target: Path,
-    options: dict[str, Any],
+    request: dict[str, Any],
     versions: dict[str, str],
+    plot: Path | None,
     use_cache: bool,
     force: bool,
     on_progress: OnProgress,
@@ -223,37 +201,42 @@ def _make(
     """Quantise anew. The graph stands under its final name only once the gate has held."""
     from vexport.graph.inspect import read_graph
     from vexport.graph.precision import lift_constants
-    from vexport.graph.quantize import conv_inputs, require_convs
+    from vexport.graph.quantize import conv_inputs, conv_nodes, require_convs
     from vexport.graph.write import write_graph
     from vexport.run.calibration_images import Loader
-    from vexport.run.thresholds import METHODS
 
     model = lift_constants(read_graph(job.source.path))
     name_nodes(model)
-    convs = require_convs(model, job.keep)
-    # An equalised model, the same function with other weights, takes the place of `model` from here on: what follows
-    # measures and quantises what it is given, and compares with the graph in the file.
+    convs = require_convs(model, job.options.keep)
     loader = Loader(job.images, fixed_batch(model) or BATCH)
-    statistics = find_statistics(job, model, conv_inputs(model, convs), loader, use_cache, on_progress)
+    tensors = conv_inputs(model, conv_nodes(model))
+    statistics = find_statistics(job, model, tensors, loader, use_cache, on_progress)
     on_progress("answering the held-out images in FP32", None)
     reference = Recorded(job.subject.runner, load_held_out(loader, job.split))
-    methods = METHODS if method == "auto" else (method,)
-    chosen = choose_method(job, model, statistics, methods, reference, on_progress)
-    stamp_provenance(chosen.model, job.source, "int8")
+    search = Search(job, loader, reference, on_progress)
+    found = search.run(Form("plain", model, statistics), use_cache)
+    if plot is not None:
+        from vexport.pipeline.range_picture import draw_ranges
+
+        draw_ranges(plot, found.forms, job.source.path.name)
     with stage(target, force=force) as staging:
-        write_graph(chosen.model, staging.path)
-        held_out, gate = _compare(job, staging.path, reference, on_progress)
+
+        def write(candidate: Candidate) -> tuple[Agreement, dict[str, Any]]:
+            stamp_provenance(candidate.model, job.source, "int8")
+            write_graph(candidate.model, staging.path)
+            return _compare(search, staging.path, on_progress)
+
+        held_out, gate = write(found.best)
         if not gate["passed"]:
-            sensitivity = measure_sensitivity(
-                model,
-                chosen.ranges,
-                convs,
-                reference,
-                threads=job.threads,
-                on_share=lambda share: on_progress("the gate is missed: trying each layer alone", share),
-            )
-            raise missed(gate, chosen.tried, sensitivity)
-        facts = _facts(job, model, chosen, statistics, loader, gate)
+            found = search.leave_out(found, convs, gate)
+            held_out, gate = write(found.best)
+            assert gate["passed"], "it held before the file was written"
+        steps = None
+        if job.options.steps:
+            from vexport.pipeline.quantize_steps import measure_steps
+
+            steps = measure_steps(job, search, found, staging.path, gate, on_progress)
+        facts = describe_result(job, model, found, loader, gate) | {"steps": steps}
         entry = {
             "inputs": job.calib,
             "with": job.source.path.name,
@@ -264,80 +247,16 @@ def _make(
         return staging.publish(
             Graph,
             lambda sha256, size: Manifest(
-                "graph", sha256, size, job.source.parent, options, facts, parity=[entry], versions=versions
+                "graph", sha256, size, job.source.parent, request, facts, parity=[entry], versions=versions
             ),
         )
 
 
-def _compare(job: Job, path: Path, reference: Recorded, on_progress: OnProgress) -> tuple[Agreement, dict[str, Any]]:
+def _compare(search: Search, path: Path, on_progress: OnProgress) -> tuple[Agreement, dict[str, Any]]:
     """The file itself against FP32: on the held-out images, and by the gate."""
     from vexport.run.ort import OrtRunner
 
     on_progress("comparing with FP32", None)
-    with OrtRunner(path, threads=job.threads) as int8:
-        held_out = reference.compare(int8)
-        gate = measure_gate(
-            job.subject.runner,
-            int8,
-            held_out,
-            job.labelled,
-            job.how,
-            job.subject.classes,
-            max_drop=job.max_drop,
-            on_share=lambda share: on_progress("counting right answers of FP32 and INT8", share),
-        )
-    return held_out, gate
-
-
-def _facts(
-    job: Job,
-    model: onnx.ModelProto,
-    chosen: Chosen,
-    statistics: dict[str, Histogram],
-    loader: Loader,
-    gate: dict[str, Any],
-) -> dict[str, Any]:
-    from vexport.graph.inspect import count_operators, count_parameters
-    from vexport.graph.quantize import conv_edges
-
-    images, int8 = job.images, chosen.model
-    return job.source.facts | {
-        "precision": "int8",
-        "batch": fixed_batch(model),
-        "kept_fp32": dict.fromkeys(job.keep, "asked for with --keep"),
-        "calibration": {
-            "path": job.calib,
-            "kind": images.kind,
-            "found": len(images.names),
-            "measured": len(job.split.calibration),
-            "held_out": len(job.split.held_out),
-            "prepared": job.prepared,
-            "skipped": loader.skipped,
-            "images": job.chosen,
-        },
-        "operators": count_operators(int8),
-        "nodes": len(int8.graph.node),
-        "parameters": count_parameters(model),
-        "opset": int8.opset_import[0].version,
-        "method": chosen.method,
-        "methods": chosen.tried,
-        "layers": [edges.to_json() for edges in conv_edges(int8)],
-        "gate": gate,
-        "notes": _notes(job, statistics, gate),
-    }
-
-
-def _notes(job: Job, statistics: dict[str, Histogram], gate: dict[str, Any]) -> list[str]:
-    notes = []
-    held_out = len(job.split.held_out)
-    if held_out < FEW:
-        notes.append(f"only {held_out} image(s) held out: the figures say little")
-    dead = [name for name, histogram in statistics.items() if not histogram.largest]
-    if dead:
-        notes.append(f"always 0 on these images: {', '.join(dead)}")
-    if job.labelled is not None and job.labelled.left_out:
-        notes.append(f"{job.labelled.left_out} labelled image(s) were calibrated on and are left out of the accuracy")
-    chance = 100 / job.subject.classes
-    if gate["kind"] == "accuracy" and gate["top1_percent_fp32"] < 2 * chance:
-        notes.append(f"FP32 is hardly better than guessing ({chance:.1f} %): the accuracy of INT8 says nothing")
-    return notes
+    with OrtRunner(path, threads=search.job.threads) as int8:
+        held_out = search.reference.compare(int8)
+        return held_out, search.gate(int8, held_out)

@@ -233,9 +233,13 @@ def measure_sensitivity(
     return sorted(found, key=lambda row: -row["damage"])
 
 
-def missed(gate: dict[str, Any], methods: Sequence[dict[str, Any]], sensitivity: Sequence[dict[str, Any]]) -> GateError:
+def missed(
+    gate: dict[str, Any], candidates: Sequence[dict[str, Any]], sensitivity: Sequence[dict[str, Any]], mixed: bool
+) -> GateError:
     """The error for a gate that did not hold: by how much, what was tried, and which layers do the damage."""
-    tried = [f"tried {row['method']}: {_describe(row)}" for row in methods]
+    tried = [f"tried {describe_candidate(row)}: {_describe(row)}" for row in candidates]
+    if mixed:
+        tried.append(f"tried up to {len(sensitivity) - 1} of {len(sensitivity)} layers in floating point: still missed")
     images = sensitivity[0]["images"] if sensitivity else 0
     layers = [f"alone in INT8, on {images} images, the worst first:"] * bool(sensitivity)
     layers += [f"  {row['node']}: {_describe(row)}" for row in sensitivity[:LISTED]]
@@ -265,6 +269,12 @@ def missed(gate: dict[str, Any], methods: Sequence[dict[str, Any]], sensitivity:
         ],
         hint=hint,
     )
+
+
+def describe_candidate(row: dict[str, Any]) -> str:
+    """How a graph was quantised, in words: `equalised, mse, biases corrected`."""
+    parts = [row["form"], row["method"], *["biases corrected"] * row["bias_corrected"]]
+    return ", ".join(parts)
 
 
 def _describe(row: dict[str, Any]) -> str:

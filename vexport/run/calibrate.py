@@ -8,16 +8,11 @@ the size of the batches, and one pass is enough.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,17 +20,28 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from vexport.engine.timing import write_atomically
 from vexport.errors import InputError
 from vexport.graph.inspect import is_large
 from vexport.graph.write import write_graph
+from vexport.run.channel_ranges import ChannelCounter, ChannelRanges
 from vexport.run.ort import CPU, FATAL_ONLY
 from vexport.run.runner import Array
 from vexport.run.thresholds import Histogram
 
 BINS = 4096  # at least half of them are in use
-# What is written to the cache; another number is another format.
-STATISTICS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a graph's activations are like on some images.
+
+    Args:
+        histograms: Of the magnitudes, by tensor.
+        channels: The largest magnitudes channel by channel, by tensor.
+    """
+
+    histograms: dict[str, Histogram]
+    channels: ChannelRanges
 
 
 class ImageBatch(NamedTuple):
@@ -105,7 +111,7 @@ def collect_statistics(
     *,
     threads: int | None = None,
     on_images: Callable[[int], None] = lambda _: None,
-) -> dict[str, Histogram]:
+) -> Statistics:
     """Run a graph on images and count the magnitudes of some of its tensors.
 
     Args:
@@ -120,6 +126,7 @@ def collect_statistics(
         InputError: an activation is infinite or NaN, ONNX Runtime cannot run the graph, or there are no images.
     """
     counted = {name: StreamedHistogram() for name in tensors}
+    channels = ChannelCounter()
     done = 0
     with _session(model, tensors, threads) as session:
         (source,) = session.get_inputs()
@@ -132,11 +139,12 @@ def collect_statistics(
             for name, histogram in counted.items():
                 found = values.pop(name)[: len(batch.images)]
                 histogram.add(found, _require_finite(found, name, number, batch))
+                channels.add(name, found)
             done += len(batch.images)
             on_images(done)
     if not done:
         raise InputError("there are no images to calibrate on", hint="give at least one")
-    return {name: histogram.result() for name, histogram in counted.items()}
+    return Statistics({name: histogram.result() for name, histogram in counted.items()}, channels.result())
 
 
 def _require_finite(values: Array, tensor: str, number: int, batch: ImageBatch) -> float:
@@ -205,74 +213,3 @@ def _mapped_errors(message: str) -> Iterator[None]:
             raise
         hint = "give an FP32 graph and images of the size that it takes"
         raise InputError(message, details=str(error).splitlines()[:1], hint=hint) from error
-
-
-def graph_digest(model: onnx.ModelProto) -> str:
-    """A hash of a graph with its weights, whatever its metadata says."""
-    plain = onnx.ModelProto()
-    plain.graph.CopyFrom(model.graph)
-    plain.opset_import.extend(model.opset_import)
-    return hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()
-
-
-@dataclass(frozen=True)
-class Known:
-    """Statistics from before.
-
-    Args:
-        histograms: By tensor.
-        skipped: Images that could not be read, each with the reason.
-    """
-
-    histograms: dict[str, Histogram]
-    skipped: dict[str, str]
-
-
-class StatisticsCache:
-    """Statistics by graph, images and preprocessing. They serve every method, so the method is no part of the key.
-
-    Args:
-        folder: Where they lie; made when something is first stored.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "calibration"
-
-    def find(self, request: Mapping[str, Any]) -> Known | None:
-        """What was stored for exactly this request, if anything; a damaged file counts as none."""
-        try:
-            with np.load(self._path(request), allow_pickle=False) as stored:
-                told = json.loads(str(stored["request"]))
-                if told != _canonical(request):
-                    return None
-                rows = json.loads(str(stored["tensors"]))
-                histograms = {
-                    name: Histogram(stored[f"counts.{index}"], float(width), float(largest))
-                    for index, (name, width, largest) in enumerate(rows)
-                }
-                return Known(histograms, dict(json.loads(str(stored["skipped"]))))
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
-            return None
-
-    def store(
-        self, request: Mapping[str, Any], statistics: Mapping[str, Histogram], skipped: Mapping[str, str]
-    ) -> None:
-        """Keep statistics; a folder that cannot be written costs the copy only."""
-        tensors = [[name, one.width, one.largest] for name, one in statistics.items()]
-        counts = {f"counts.{index}": one.counts for index, one in enumerate(statistics.values())}
-        told = {"request": _canonical(request), "tensors": tensors, "skipped": dict(skipped)}
-        texts = {key: np.array(json.dumps(value)) for key, value in told.items()}
-        buffer = BytesIO()
-        np.savez_compressed(buffer, **texts, **counts)  # type: ignore[arg-type]
-        with suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(request), buffer.getvalue())
-
-    def _path(self, request: Mapping[str, Any]) -> Path:
-        key = hashlib.sha256(json.dumps(_canonical(request), sort_keys=True).encode()).hexdigest()[:32]
-        return self._folder / f"{key}.npz"
-
-
-def _canonical(request: Mapping[str, Any]) -> Any:
-    """As it reads back from JSON."""
-    return json.loads(json.dumps({"version": STATISTICS_VERSION, "bins": BINS, **request}))
