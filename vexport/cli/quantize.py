@@ -181,18 +181,20 @@ def _print_images(calibration: dict[str, Any]) -> None:
 
 
 def _print_tried(facts: dict[str, Any]) -> None:
+    from vexport.pipeline.quantize_gate import sqnr_db
+
     rows = []
     written = (facts["equalised"], facts["method"], facts["bias_corrected"], list(facts["kept_fp32"]))
     for row in facts["tried"]:
         same = (row["form"] == "equalised", row["method"], row["bias_corrected"], row["left_out"])
         agreement = "-" if row["top1_agreement"] is None else f"{100 * row['top1_agreement']:.1f}"
-        error = "NaN" if row["max_rel"] is None else f"{row['max_rel']:.2e}"
+        sqnr = "NaN" if row["rms_rel"] is None else f"{sqnr_db(row['rms_rel']):.1f}"
         left_out = f"{len(row['left_out'])} left out" if row["left_out"] else ""
         corrected = "biases corrected" if row["bias_corrected"] else ""
         how = ", ".join(filter(None, (row["form"], row["method"], corrected, left_out)))
-        rows.append([how, "written" if same == written else "", error, figure(row["cosine"], 5), agreement])
+        rows.append([how, "written" if same == written else "", sqnr, figure(row["cosine"], 5), agreement])
     count = facts["tried"][0]["images"]
-    columns = ["INT8", "", "error", "cosine", "same class %"]
+    columns = ["INT8", "", "SQNR dB", "cosine", "same class %"]
     print_table(f"Against FP32 on {count} held-out images", columns, rows, text_columns=2)
 
 

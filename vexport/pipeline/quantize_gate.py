@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +71,12 @@ class Recorded:
 
         found = compare(self, lambda images: answer(runner, images), self.batches[:limit], float("inf"))
         # Whether that is close enough is for the gate to say: the figures only, without compare's own verdict.
-        return Agreement(
-            found.images, found.max_abs, found.max_rel, found.cosine, found.top1_agreement, finite=found.finite
-        )
+        return Agreement(**{field.name: getattr(found, field.name) for field in fields(Agreement)})
 
 
 def damage(found: Agreement) -> float:
-    """One figure to rank by: the error, max|y - y'| / max|y|, and what the cosine lacks of 1."""
-    return found.max_rel + (1 - found.cosine) if found.finite else float("inf")
+    """One figure to rank by: the root mean square error, which says more of few images than the largest error does."""
+    return found.rms_rel if found.finite else float("inf")
 
 
 def find_labels(calib: Path, unmeasured: Sequence[str], subject: Subject) -> Labelled | None:
@@ -280,4 +279,10 @@ def describe_candidate(row: dict[str, Any]) -> str:
 def _describe(row: dict[str, Any]) -> str:
     if not row["finite"]:
         return "an answer is NaN or infinite"
-    return f"error {row['max_rel']:.1e}, cosine {row['cosine']:.4f}, the same class on {row['top1_agreement']:.0%}"
+    sqnr = f"{sqnr_db(row['rms_rel']):.1f} dB" if row["rms_rel"] else "no error"
+    return f"{sqnr}, cosine {row['cosine']:.4f}, the same class on {row['top1_agreement']:.0%}"
+
+
+def sqnr_db(rms_rel: float) -> float:
+    """Signal-to-quantisation-noise ratio of the logits, in dB; infinite where there is no noise."""
+    return -20 * math.log10(rms_rel) if rms_rel else math.inf

@@ -60,14 +60,15 @@ def measure_steps(
     add("INT8, per-tensor, min-max", search.quantized(plain, "minmax", largest, keep, per_channel=False).model)
     add("INT8, per-channel, min-max", search.quantized(plain, "minmax", largest, keep).model)
     whole = [candidate for candidate in found.tried if candidate.left_out == keep and not candidate.corrected]
+    last = None
     for form in found.forms:
         best = min((one for one in whole if one.form is form), key=lambda one: one.damage, default=None)
-        if best is not None:
-            equalised = "+ equalisation, " * (form.name == "equalised")
-            add(f"{equalised or '+ '}{best.method}", best.model)
-    for candidate in found.tried:
-        if candidate.corrected and candidate.left_out == keep:
-            add(f"+ bias correction ({candidate.form.name}, {candidate.method})", candidate.model)
+        if best is not None and (form.name, best.method) != ("plain", "minmax"):
+            add(f"+ {'equalisation, ' * (form.name == 'equalised')}{best.method}", best.model)
+        last = best or last
+    if last is not None and job.options.correct_biases:
+        known = [one for one in found.tried if one.corrected and (one.form, one.method) == (last.form, last.method)]
+        add("+ bias correction", (known[0] if known else search.corrected(last)).model)
     best = found.best
     left_out = len(best.left_out) - len(keep)
     steps.append(Step(f"written: {_describe(best, left_out)}", path.stat().st_size, gate))

@@ -80,8 +80,9 @@ def draw_ranges(path: Path, forms: Sequence[Form], title: str) -> None:
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(convs) :]:
         axes.set_visible(False)
+    for axes in grid.flat[max(0, len(convs) - COLUMNS) : len(convs)]:
+        axes.set_xlabel("channels, % (widest first)", fontsize=8)
     figure.suptitle(f"{title}: bits of INT8 that channels lose to the widest channel of their tensor", fontsize=10)
-    figure.supxlabel("channels, % (widest first)", fontsize=8)
     figure.supylabel("bits lost", fontsize=8)
     handles = _legend([form.name for form in forms])
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
@@ -106,5 +107,5 @@ def _legend(names: Sequence[str]) -> list[Any]:
     lines = []
     for name in names:
         lines.append(Line2D([], [], color=COLOURS[name], linestyle="-", label=f"{name}: activations taken"))
-        lines.append(Line2D([], [], color=COLOURS[name], linestyle=":", label=f"{name}: weights, by output channel"))
+        lines.append(Line2D([], [], color=COLOURS[name], linestyle=":", label=f"{name}: weights, by output channel (lost only with one scale for all)"))
     return lines
