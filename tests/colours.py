@@ -77,12 +77,12 @@ def pixels(label: int, seed: int) -> np.ndarray:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def save_images(folder: Path, each: int = 40) -> Path:
-    """A folder with one folder of images per class."""
+def save_images(folder: Path, each: int = 40, first: int = 0) -> Path:
+    """A folder with one folder of images per class; other images from another first one on."""
     for label, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for index in range(each):
-            Image.fromarray(pixels(label, 1000 * label + index)).save(folder / name / f"{index:03}.png")
+            Image.fromarray(pixels(label, 1000 * label + first + index)).save(folder / name / f"{index:03}.png")
     return folder
 
 

@@ -161,7 +161,10 @@ def render(result: QuantizeResult, *, layers: bool = False) -> None:
     if layers:
         _print_layers(facts["layers"])
     quantised = sum(layer["quantised"] for layer in facts["layers"])
-    typer.echo(f"{graph.model}: {quantised} of {len(facts['layers'])} convolutions take INT8 and have INT8 weights")
+    typer.echo(
+        f"{graph.model}: {quantised} of {len(facts['layers'])} convolutions take INT8 and have INT8 weights, "
+        f"{facts['int8_share_of_macs']:.1%} of the multiply-accumulates"
+    )
     if facts["kept_fp32"]:
         typer.echo(f"left in floating point: {', '.join(facts['kept_fp32'])}")
     _print_gate(facts["gate"])
@@ -181,18 +184,18 @@ def _print_images(calibration: dict[str, Any]) -> None:
 
 
 def _print_tried(facts: dict[str, Any]) -> None:
-    from vexport.pipeline.quantize_gate import sqnr_db
+    from vexport.pipeline.held_out import sqnr_db
 
     rows = []
     written = (facts["equalised"], facts["method"], facts["bias_corrected"], list(facts["kept_fp32"]))
     for row in facts["tried"]:
         same = (row["form"] == "equalised", row["method"], row["bias_corrected"], row["left_out"])
         agreement = "-" if row["top1_agreement"] is None else f"{100 * row['top1_agreement']:.1f}"
-        sqnr = "NaN" if row["rms_rel"] is None else f"{sqnr_db(row['rms_rel']):.1f}"
+        sqnr = "-" if row["noise"] is None else f"{sqnr_db(row['noise']):.1f}"
         left_out = f"{len(row['left_out'])} left out" if row["left_out"] else ""
         corrected = "biases corrected" if row["bias_corrected"] else ""
         how = ", ".join(filter(None, (row["form"], row["method"], corrected, left_out)))
-        rows.append([how, "written" if same == written else "", sqnr, figure(row["cosine"], 5), agreement])
+        rows.append([how, "written" if same == written else "", sqnr, figure(row["centred_cosine"], 5), agreement])
     count = facts["tried"][0]["images"]
     columns = ["INT8", "", "SQNR dB", "cosine", "same class %"]
     print_table(f"Against FP32 on {count} held-out images", columns, rows, text_columns=2)
@@ -210,7 +213,7 @@ def _print_steps(steps: list[dict[str, Any]]) -> None:
         else:
             same = None if gate is None else gate["top1_agreement"]
             figures = ["" if same is None else f"{100 * same:.1f}"]
-            figures.append("" if gate is None else figure(gate["cosine"], 5))
+            figures.append("" if gate is None else figure(gate["centred_cosine"], 5))
         rows.append([step["step"], *figures, size(step["size_bytes"])])
     columns = ["top-1 %", "drop"] if labelled else ["same class %", "cosine"]
     unit = "labelled" if labelled else "held-out"
@@ -238,6 +241,6 @@ def _print_gate(gate: dict[str, Any]) -> None:
         return
     typer.echo(
         f"the same class as FP32 on {gate['top1_agreement']:.1%} of {gate['images']} held-out images, cosine "
-        f"{gate['cosine']:.5f} ({gate['least_top1_agreement']:.0%} and {gate['least_cosine']:g} asked for)"
+        f"{gate['centred_cosine']:.5f} ({gate['least_top1_agreement']:.0%} and {gate['least_cosine']:g} asked for)"
     )
-    remark("note: this is agreement, not accuracy: there are no labels; give labelled images with --eval")
+    remark(f"note: this is agreement, not accuracy: {gate['why']}; --eval takes labelled images")

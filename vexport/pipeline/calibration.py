@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,8 +11,8 @@ from vexport.artifacts import Preprocessing
 from vexport.deps import tool_versions
 from vexport.engine.cache import default_folder
 from vexport.errors import InputError
+from vexport.pipeline.gate_images import Labelled, find_labels, measured_images, read_labels
 from vexport.pipeline.graphs import GraphSource
-from vexport.pipeline.quantize_gate import Labelled, find_labels, read_labels
 from vexport.pipeline.subject import Subject
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Job:
         images: All of them.
         split: Which are used, and what for.
         chosen: Name, hash and part of those.
-        labelled: Labelled images for the accuracy; None where there are none.
+        labelled: Labelled images for the accuracy, if there are any.
         options: How it is done.
         threads: Of ONNX Runtime; None leaves its choice.
     """
@@ -91,25 +91,36 @@ class Job:
     images: ImageSet
     split: Split
     chosen: list[dict[str, Any]]
-    labelled: Labelled | None
+    labelled: Labelled
     options: QuantizeOptions
     threads: int | None
 
 
 def choose_labels(
-    calib: Path, evaluate_on: Path | None, images: ImageSet, split: Split, subject: Subject
-) -> Labelled | None:
+    calib: Path,
+    evaluate_on: Path | None,
+    images: ImageSet,
+    split: Split,
+    chosen: Sequence[dict[str, Any]],
+    subject: Subject,
+) -> Labelled:
     """Labelled images that were not calibrated on: of a folder given for that, or of the calibration folder itself.
+
+    Args:
+        calib: What was given to calibrate on.
+        evaluate_on: A folder given for the accuracy.
+        images: What is in `calib`.
+        split: What each image of it is used for.
+        chosen: Name, hash and part of those that are used.
+        subject: The FP32 graph.
 
     Raises:
         InputError: the folder given for that does not fit.
     """
     if evaluate_on is not None:
-        measured = [calib / name for name in split.calibration] if images.kind == "folder" else []
-        return read_labels(evaluate_on, measured, subject)
+        return read_labels(evaluate_on, measured_images(calib, images, chosen), subject)
     # The sorted names of what was not measured, so that what is spread over them is spread over the classes.
-    unmeasured = sorted((*split.held_out, *split.unused))
-    return find_labels(calib, unmeasured, subject) if images.kind == "folder" else None
+    return find_labels(calib, sorted((*split.held_out, *split.unused)), subject)
 
 
 def find_statistics(
@@ -138,17 +149,18 @@ def find_statistics(
     from vexport.run.calibrate import collect_statistics
     from vexport.run.statistics_cache import StatisticsCache, graph_digest
 
+    measured = {entry["name"]: entry["sha256"] for entry in job.chosen if entry["part"] == "calibration"}
     request = {
         "graph": graph_digest(model),
         "tensors": tensors,
-        "images": [entry["sha256"] for entry in job.chosen if entry["part"] == "calibration"],
+        "images": list(measured.values()),
         "preprocessing": job.how.to_json(),
         "versions": tool_versions("onnxruntime", "pillow"),
     }
     cache = StatisticsCache(default_folder())
     known = cache.find(request) if use_cache else None
     if known is not None:
-        loader.skipped |= known.skipped
+        loader.note_damaged([name for name, sha256 in measured.items() if sha256 in known.skipped])
         return known.statistics
     total = len(job.split.calibration)
     statistics = collect_statistics(
@@ -158,7 +170,7 @@ def find_statistics(
         threads=job.threads,
         on_images=lambda done: on_progress(f"{said}: {done} of {total} images", done / total),
     )
-    cache.store(request, statistics, loader.skipped)
+    cache.store(request, statistics, {sha256 for name, sha256 in measured.items() if name in loader.skipped})
     return statistics
 
 

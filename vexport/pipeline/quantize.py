@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vexport.artifacts import Graph, Manifest
 from vexport.deps import tool_versions
@@ -22,15 +20,12 @@ from vexport.pipeline.calibration import (
 )
 from vexport.pipeline.convert import fixed_batch, name_nodes, stamp_provenance
 from vexport.pipeline.graphs import GraphSource, find_graph
+from vexport.pipeline.held_out import HeldOut, Recorded
 from vexport.pipeline.quantize_facts import describe_result
-from vexport.pipeline.quantize_gate import Recorded
 from vexport.pipeline.quantize_search import Candidate, Form, Search
 from vexport.pipeline.resolve import Weights
 from vexport.pipeline.subject import Opening, choose_preprocessing, describe, open_subject
 from vexport.workspace import Workspace, require_clear, stage, up_to_date
-
-if TYPE_CHECKING:
-    from vexport.run.compare import Agreement
 
 LIBRARIES = ("onnx", "onnxruntime", "numpy", "pillow")
 # Activations of so many images at a time are held in memory while they are counted.
@@ -129,20 +124,22 @@ def quantize_graph(
         split = split_images(found.names, how_to.images, how_to.seed)
         found.fetch((*split.calibration, *split.held_out))
         chosen = describe_images(found, split)
+        labelled = choose_labels(calib, evaluate_on, found, split, chosen, subject)
         request = {
             "precision": "int8",
             **asdict(how_to),
             "keep": sorted(how_to.keep),
             "calib": digest(chosen),
-            "evaluate_on": _listing(evaluate_on) if evaluate_on else None,
+            "labelled": labelled.digest(),
         }
         versions = tool_versions(*LIBRARIES)
         target = output or workspace.root / f"{source.stem}.int8.onnx"
         done = up_to_date(Graph, target, parent=source.parent.sha256, options=request, versions=versions)
         if done is not None and (plot is None or plot.is_file()):
             return QuantizeResult(done, source.took, True)
+        if target.resolve() == source.path.resolve():
+            raise InputError(f"--output {target} is the FP32 graph itself", hint="give it another name")
         require_clear(target, force=force)
-        labelled = choose_labels(calib, evaluate_on, found, split, subject)
         prepared = describe(how, origin) if found.kind != "array" else "as they are in the array"
         job = Job(source, subject, how, prepared, str(calib), found, split, chosen, labelled, how_to, threads)
         artifact = _make(job, target, request, versions, plot, use_cache, force, on_progress)
@@ -177,17 +174,6 @@ def _require_fp32(source: GraphSource) -> None:
         )
 
 
-def _listing(folder: Path) -> str:
-    """A hash of the images of a folder by name, size and time: a whole validation set would take long to read."""
-    from vexport.run.images import find_images
-
-    rows = [
-        [path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
-        for path in find_images(folder)
-    ]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
 def _make(
     job: Job,
     target: Path,
@@ -213,30 +199,28 @@ def _make(
     statistics = find_statistics(job, model, tensors, loader, use_cache, on_progress)
     on_progress("answering the held-out images in FP32", None)
     reference = Recorded(job.subject.runner, load_held_out(loader, job.split))
+    _require_answers(reference, job)
     search = Search(job, loader, reference, on_progress)
     found = search.run(Form("plain", model, statistics), use_cache)
+    gate = search.gate_in_memory(found.best.model)
+    if not gate["passed"]:
+        found = search.leave_out(found, convs, gate)
+        gate = search.gate_in_memory(found.best.model)
+        assert gate["passed"], "it held a moment ago"
+    stamp_provenance(found.best.model, job.source, "int8")
+    steps = None
+    if job.options.steps:
+        from vexport.pipeline.quantize_steps import measure_steps
+
+        steps = measure_steps(job, search, found, gate, on_progress)
+    facts = describe_result(job, model, found, reference, loader, gate) | {"steps": steps}
     if plot is not None:
         from vexport.pipeline.range_picture import draw_ranges
 
         draw_ranges(plot, found.forms, job.source.path.name)
     with stage(target, force=force) as staging:
-
-        def write(candidate: Candidate) -> tuple[Agreement, dict[str, Any]]:
-            stamp_provenance(candidate.model, job.source, "int8")
-            write_graph(candidate.model, staging.path)
-            return _compare(search, staging.path, on_progress)
-
-        held_out, gate = write(found.best)
-        if not gate["passed"]:
-            found = search.leave_out(found, convs, gate)
-            held_out, gate = write(found.best)
-            assert gate["passed"], "it held before the file was written"
-        steps = None
-        if job.options.steps:
-            from vexport.pipeline.quantize_steps import measure_steps
-
-            steps = measure_steps(job, search, found, staging.path, gate, on_progress)
-        facts = describe_result(job, model, found, loader, gate) | {"steps": steps}
+        write_graph(found.best.model, staging.path)
+        held_out = _compare(staging.path, reference, found.best, job.threads)
         entry = {
             "inputs": job.calib,
             "with": job.source.path.name,
@@ -252,11 +236,25 @@ def _make(
         )
 
 
-def _compare(search: Search, path: Path, on_progress: OnProgress) -> tuple[Agreement, dict[str, Any]]:
-    """The file itself against FP32: on the held-out images, and by the gate."""
+def _require_answers(reference: Recorded, job: Job) -> None:
+    """Refuse an FP32 graph whose answers nothing can be held against."""
+    if not reference.finite:
+        raise InputError(
+            f"{job.source.path} itself answers NaN or infinite to held-out images",
+            hint="check the checkpoint that it was made from with `vexport eval`",
+        )
+    if not reference.varies:
+        raise InputError(
+            f"{job.source.path} answers the same to all held-out images: no other graph can be held against it",
+            hint="check that its weights are trained, and that the images are prepared as it takes them",
+        )
+
+
+def _compare(path: Path, reference: Recorded, best: Candidate, threads: int | None) -> HeldOut:
+    """The file itself against FP32 on the held-out images: what is in it is what the gate was shown."""
     from vexport.run.ort import OrtRunner
 
-    on_progress("comparing with FP32", None)
-    with OrtRunner(path, threads=search.job.threads) as int8:
-        held_out = search.reference.compare(int8)
-        return held_out, search.gate(int8, held_out)
+    with OrtRunner(path, threads=threads) as int8:
+        found = reference.compare(int8)
+    assert found.top1_agreement == best.agreement.top1_agreement, "the file is not the graph that was measured"
+    return found

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vexport.pipeline.calibration import Job
 from vexport.pipeline.convert import fixed_batch
+from vexport.pipeline.held_out import Recorded
 from vexport.pipeline.quantize_search import Found
 
 if TYPE_CHECKING:
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
     from vexport.run.calibration_images import Loader
 
 FEW = 16
+HALF = 0.5
 
 
 def describe_result(
     job: Job,
     model: onnx.ModelProto,
     found: Found,
+    reference: Recorded,
     loader: Loader,
     gate: dict[str, Any],
 ) -> dict[str, Any]:
@@ -29,6 +32,7 @@ def describe_result(
         job: What was quantised.
         model: The FP32 graph.
         found: What the search ended with.
+        reference: The FP32 answers to the held-out images.
         loader: Of the images.
         gate: The figures of the gate, which held.
     """
@@ -37,6 +41,8 @@ def describe_result(
 
     images, best = job.images, found.best
     int8 = best.model
+    layers = conv_edges(int8)
+    share = _share_of_macs(model, {edges.node for edges in layers if edges.quantised})
     kept = dict.fromkeys(best.left_out, "the gate is missed with it in INT8")
     return job.source.facts | {
         "precision": "int8",
@@ -61,13 +67,23 @@ def describe_result(
         "bias_corrected": best.corrected,
         "tried": [candidate.to_json() for candidate in found.tried],
         "equalisation": found.equalised.to_json() if found.equalised else None,
-        "layers": [edges.to_json() for edges in conv_edges(int8)],
+        "layers": [edges.to_json() for edges in layers],
+        "int8_share_of_macs": share,
         "gate": gate,
-        "notes": _notes(job, found, gate),
+        "notes": _notes(job, found, gate, reference.classes, share),
     }
 
 
-def _notes(job: Job, found: Found, gate: dict[str, Any]) -> list[str]:
+def _share_of_macs(model: onnx.ModelProto, nodes: set[str]) -> float:
+    """Which share of a graph's multiply-accumulates these nodes do."""
+    from vexport.graph.cost import count_layers
+
+    layers = count_layers(model)
+    total = sum(layer.macs for layer in layers)
+    return sum(layer.macs for layer in layers if layer.name in nodes) / total if total else 0.0
+
+
+def _notes(job: Job, found: Found, gate: dict[str, Any], classes: set[int], share: float) -> list[str]:
     notes = []
     held_out = len(job.split.held_out)
     if held_out < FEW:
@@ -76,8 +92,18 @@ def _notes(job: Job, found: Found, gate: dict[str, Any]) -> list[str]:
     dead = [name for name, histogram in histograms.items() if not histogram.largest]
     if dead:
         notes.append(f"always 0 on these images: {', '.join(dead)}")
-    if job.labelled is not None and job.labelled.left_out:
+    if job.labelled.left_out:
         notes.append(f"{job.labelled.left_out} labelled image(s) were calibrated on and are left out of the accuracy")
+    if gate["kind"] == "agreement" and job.labelled.root is not None:
+        notes.append(gate["why"])
+    if gate["kind"] == "accuracy" and gate["few"]:
+        notes.append(f"only {gate['images']} labelled image(s): the accuracy says little, agreement was asked as well")
+    if gate["kind"] == "agreement" and len(classes) == 1:
+        notes.append(
+            f"FP32 answers class {min(classes)} to all held-out images: the share of equal classes is no proof"
+        )
+    if share < HALF:
+        notes.append(f"only {share:.0%} of the multiply-accumulates are in INT8")
     if found.equalised is not None and not found.equalised.exact:
         notes.append(
             f"equalisation was not used: it changes the answers by {found.equalised.float64_error:.1e} in float64 and "
@@ -86,7 +112,4 @@ def _notes(job: Job, found: Found, gate: dict[str, Any]) -> list[str]:
     left_out = [name for name in found.best.left_out if name not in job.options.keep]
     if left_out:
         notes.append(f"left in floating point, or the gate would be missed: {', '.join(left_out)}")
-    chance = 100 / job.subject.classes
-    if gate["kind"] == "accuracy" and gate["top1_percent_fp32"] < 2 * chance:
-        notes.append(f"FP32 is hardly better than guessing ({chance:.1f} %): the accuracy of INT8 says nothing")
     return notes

@@ -2,141 +2,37 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vexport.errors import AccuracyError, GateError, InputError, ParityError
-from vexport.pipeline.subject import Subject, label_folders
+from vexport.errors import AccuracyError, GateError, ParityError
+from vexport.pipeline.gate_images import Labelled
+from vexport.pipeline.held_out import HeldOut, Recorded, damage, sqnr_db
 
 if TYPE_CHECKING:
     import onnx
 
     from vexport.artifacts import Preprocessing
-    from vexport.run.compare import Agreement
-    from vexport.run.labels import ClassFolders, Labelling, Sample
-    from vexport.run.runner import Array, Runner
+    from vexport.run.runner import Runner
 
 LEAST_TOP1 = 0.95
 LEAST_COSINE = 0.99
-# Labelled images that were not measured serve the gate, up to so many: with 64 a single image is 1.6 points.
-MOST_GATE_IMAGES = 1024
+# On fewer labelled images than these, one more right answer weighs so much that agreement is asked as well.
+FEW_LABELLED = 50
+# FP32 must be so many times better than guessing, or its accuracy says nothing about INT8's.
+LEAST_BETTER = 2.0
 SENSITIVITY_IMAGES = 16
 BATCH = 16
 MAX_DAMAGED = 10
 LISTED = 12
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Labelled images for the gate.
-
-    Args:
-        root: The folder that holds the class folders.
-        samples: Images and labels; none of them was calibrated on.
-        how: How folders became classes, in words.
-        left_out: Images that were left out because they were calibrated on.
-    """
-
-    root: Path
-    samples: tuple[Sample, ...]
-    how: str
-    left_out: int
-
-
-class Recorded:
-    """The FP32 graph's answers to held-out batches, computed once.
-
-    Args:
-        runner: The FP32 graph.
-        batches: What it will be asked for.
-    """
-
-    def __init__(self, runner: Runner, batches: Sequence[Array]) -> None:
-        from vexport.run.runner import answer
-
-        self.batches = list(batches)
-        self._answers = {id(batch): answer(runner, batch) for batch in self.batches}
-
-    def __call__(self, images: Array) -> Array:
-        return self._answers[id(images)]
-
-    def compare(self, runner: Runner, limit: int | None = None) -> Agreement:
-        """How far another network's answers are apart, on all batches or on the first ones."""
-        from vexport.run.compare import Agreement, compare
-        from vexport.run.runner import answer
-
-        found = compare(self, lambda images: answer(runner, images), self.batches[:limit], float("inf"))
-        # Whether that is close enough is for the gate to say: the figures only, without compare's own verdict.
-        return Agreement(**{field.name: getattr(found, field.name) for field in fields(Agreement)})
-
-
-def damage(found: Agreement) -> float:
-    """One figure to rank by: the root mean square error, which says more of few images than the largest error does."""
-    return found.rms_rel if found.finite else float("inf")
-
-
-def find_labels(calib: Path, unmeasured: Sequence[str], subject: Subject) -> Labelled | None:
-    """The labels of a calibration folder, where its subfolders are classes that the artifact knows by name.
-
-    Args:
-        calib: What was given to calibrate on.
-        unmeasured: Its images, relative to it, that were not calibrated on.
-        subject: The FP32 graph.
-    """
-    from vexport.run.imagenet import CLASSES, read_synsets
-    from vexport.run.labels import Sample, label_by_name, read_class_folders, require_classes
-
-    known = subject.facts.class_names or (read_synsets() if subject.classes == CLASSES else None)
-    if known is None or len(known) != subject.classes or not calib.is_dir():
-        return None
-    try:
-        folders = read_class_folders(calib)
-        require_classes(folders)
-        labelling = label_by_name(folders, known, artifact=subject.path.name)
-    except InputError:  # images without labels will do
-        return None
-    if folders.root != calib:
-        return None
-    samples = [
-        Sample(name, labelling.numbers[name.partition("/")[0]])
-        for name in unmeasured
-        if name.partition("/")[0] in labelling.numbers and "/" in name
-    ]
-    count = min(MOST_GATE_IMAGES, len(samples))
-    spread = tuple(samples[index * len(samples) // count] for index in range(count))
-    return Labelled(calib, spread, labelling.how, 0) if spread else None
-
-
-def read_labels(folder: Path, measured: Sequence[Path], subject: Subject) -> Labelled:
-    """Labelled images of a folder of their own, all but those that were calibrated on.
-
-    Raises:
-        InputError: there are no class folders, they do not fit, or every image was calibrated on.
-    """
-    from vexport.run.labels import read_class_folders
-
-    folders: ClassFolders = read_class_folders(folder)
-    labelling: Labelling = label_folders(folders, [subject])
-    taken = {os.path.realpath(path) for path in measured}
-    samples = tuple(
-        sample for sample in labelling.samples(folders) if os.path.realpath(folders.root / sample.path) not in taken
-    )
-    if not samples:
-        raise InputError(
-            f"every image of {folder} was calibrated on", hint="give --eval other images, or calibrate on fewer"
-        )
-    return Labelled(folders.root, samples, labelling.how, folders.images - len(samples))
-
-
 def measure_gate(
     fp32: Runner,
     int8: Runner,
-    held_out: Agreement,
-    labelled: Labelled | None,
+    held_out: HeldOut,
+    labelled: Labelled,
     how: Preprocessing,
     classes: int,
     *,
@@ -145,23 +41,51 @@ def measure_gate(
 ) -> dict[str, Any]:
     """Hold an INT8 graph against its FP32 graph.
 
+    With labels, top-1 may not drop by more than `max_drop` points. Without any, and where FP32 itself hardly does
+    better than guessing, the held-out answers must agree; on fewer than 50 labelled images both are asked.
+
     Args:
         fp32: The FP32 graph.
-        int8: The INT8 file itself.
+        int8: The INT8 graph.
         held_out: How far the answers to the held-out images are apart.
-        labelled: Labelled images; None where there are none.
+        labelled: Labelled images, if there are any.
         how: How images are prepared.
         classes: How many the networks tell apart.
         max_drop: How many points of top-1 may be lost.
         on_share: Told the share that is done.
 
     Returns:
-        `kind` (`accuracy` or `agreement`), `passed`, and the figures with their bounds.
+        `kind` (`accuracy` or `agreement`), `passed`, the figures with their bounds, and under `agreement` those of the
+        held-out images.
     """
-    if labelled is None:
-        passed = held_out.finite and held_out.top1_agreement >= LEAST_TOP1 and held_out.cosine >= LEAST_COSINE
-        bounds = {"least_top1_agreement": LEAST_TOP1, "least_cosine": LEAST_COSINE}
-        return {"kind": "agreement", **held_out.to_json(), **bounds, "passed": passed}
+    agrees = held_out.finite and held_out.top1_agreement >= LEAST_TOP1 and held_out.centred_cosine >= LEAST_COSINE
+    bounds = {"least_top1_agreement": LEAST_TOP1, "least_cosine": LEAST_COSINE}
+    agreement = {**held_out.to_json(), **bounds, "passed": agrees}
+    if labelled.root is None:
+        return {"kind": "agreement", "why": labelled.how, **agreement}
+    found = _count(fp32, int8, labelled, labelled.root, how, classes, on_share)
+    found |= {"max_drop_points": max_drop, "agreement": agreement}
+    if found["top1_percent_fp32"] < LEAST_BETTER * 100 / classes:
+        why = (
+            f"FP32 is right on {found['top1_percent_fp32']:.1f} % of {found['images']} labelled images, hardly better "
+            f"than guessing ({100 / classes:.1f} %): its accuracy says nothing"
+        )
+        return {"kind": "agreement", "why": why, **agreement}
+    few = found["images"] < FEW_LABELLED
+    # Points are shares of whole images: what is left of them after a subtraction is rounding.
+    kept = found["drop_points"] <= max_drop + 1e-9 and found["no_answer"] == 0
+    return {"kind": "accuracy", **found, "few": few, "passed": held_out.finite and kept and (agrees or not few)}
+
+
+def _count(
+    fp32: Runner,
+    int8: Runner,
+    labelled: Labelled,
+    root: Path,
+    how: Preprocessing,
+    classes: int,
+    on_share: Callable[[float], None],
+) -> dict[str, Any]:
     from vexport.run.images import load_image
     from vexport.run.stream import count_answers
 
@@ -169,7 +93,7 @@ def measure_gate(
     counted = count_answers(
         [fp32, int8],
         labelled.samples,
-        lambda sample: load_image(labelled.root / sample.path, how),
+        lambda sample: load_image(root / sample.path, how),
         classes=classes,
         batch=BATCH,
         workers=2,
@@ -180,18 +104,15 @@ def measure_gate(
     agreement = counted.agreement
     assert agreement is not None
     return {
-        "kind": "accuracy",
-        # Points are shares of whole images: what is left of them after a subtraction is rounding.
-        "passed": before - after <= max_drop + 1e-9,
         "images": counted.scores[0].images,
-        "folder": str(labelled.root),
+        "folder": str(root),
         "labelling": labelled.how,
         "left_out": labelled.left_out,
         "skipped": dict(counted.skipped),
+        "no_answer": max(score.not_finite for score in counted.scores),
         "top1_percent_fp32": before,
         "top1_percent_int8": after,
         "drop_points": before - after,
-        "max_drop_points": max_drop,
         "only_fp32_right": agreement.only_a,
         "only_int8_right": agreement.only_b,
         "agreement_percent": agreement.agreement_percent,
@@ -233,7 +154,12 @@ def measure_sensitivity(
 
 
 def missed(
-    gate: dict[str, Any], candidates: Sequence[dict[str, Any]], sensitivity: Sequence[dict[str, Any]], mixed: bool
+    gate: dict[str, Any],
+    candidates: Sequence[dict[str, Any]],
+    sensitivity: Sequence[dict[str, Any]],
+    *,
+    mixed: bool,
+    keep: Sequence[str],
 ) -> GateError:
     """The error for a gate that did not hold: by how much, what was tried, and which layers do the damage."""
     tried = [f"tried {describe_candidate(row)}: {_describe(row)}" for row in candidates]
@@ -245,13 +171,17 @@ def missed(
     if len(sensitivity) > LISTED:
         layers.append(f"  and {len(sensitivity) - LISTED} more")
     worst = sensitivity[0]["node"] if sensitivity else "NODE"
-    hint = f"keep the worst layers in FP32 (--keep {worst}), calibrate on other images, or build --fp16"
+    names = " ".join(f"--keep {name}" for name in (*keep, worst))
+    hint = f"leave the worst layers in floating point ({names}), calibrate on other images, or build --fp16"
     if gate["kind"] == "accuracy":
+        few = [f"fewer than {FEW_LABELLED}: the held-out answers must agree too: {_describe(gate['agreement'])}"]
         return AccuracyError(
             f"INT8 loses {gate['drop_points']:.2f} points of top-1, {gate['max_drop_points']:g} are allowed",
             details=[
                 f"top-1 of {gate['images']} labelled images: FP32 {gate['top1_percent_fp32']:.2f} %, "
                 f"INT8 {gate['top1_percent_int8']:.2f} %",
+                *[f"{gate['no_answer']} answers are NaN or infinite"] * bool(gate["no_answer"]),
+                *few * gate["few"],
                 *tried,
                 *layers,
             ],
@@ -261,8 +191,8 @@ def missed(
         "the INT8 graph disagrees with the FP32 graph",
         details=[
             f"on {gate['images']} held-out images: {_describe(gate)}",
-            f"asked for: cosine {LEAST_COSINE:g}, the same class on {LEAST_TOP1:.0%} (this is not accuracy: there are "
-            "no labels)",
+            f"asked for: cosine {LEAST_COSINE:g}, the same class on {LEAST_TOP1:.0%}",
+            f"this is not accuracy: {gate['why']}",
             *tried,
             *layers,
         ],
@@ -279,10 +209,5 @@ def describe_candidate(row: dict[str, Any]) -> str:
 def _describe(row: dict[str, Any]) -> str:
     if not row["finite"]:
         return "an answer is NaN or infinite"
-    sqnr = f"{sqnr_db(row['rms_rel']):.1f} dB" if row["rms_rel"] else "no error"
-    return f"{sqnr}, cosine {row['cosine']:.4f}, the same class on {row['top1_agreement']:.0%}"
-
-
-def sqnr_db(rms_rel: float) -> float:
-    """Signal-to-quantisation-noise ratio of the logits, in dB; infinite where there is no noise."""
-    return -20 * math.log10(rms_rel) if rms_rel else math.inf
+    ratio = "no signal" if row["noise"] is None else f"{sqnr_db(row['noise']):.1f} dB"
+    return f"SQNR {ratio}, cosine {row['centred_cosine']:.4f}, the same class on {row['top1_agreement']:.0%}"

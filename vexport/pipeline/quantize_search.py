@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vexport.pipeline.calibration import Job, OnProgress, find_statistics
-from vexport.pipeline.quantize_gate import Recorded, damage, measure_gate, measure_sensitivity, missed
+from vexport.pipeline.held_out import HeldOut, Recorded, damage
+from vexport.pipeline.quantize_gate import measure_gate, measure_sensitivity, missed
 
 if TYPE_CHECKING:
     import onnx
 
     from vexport.run.calibrate import Statistics
     from vexport.run.calibration_images import Loader
-    from vexport.run.compare import Agreement
     from vexport.run.runner import Array, Runner
     from vexport.run.thresholds import Method
 
@@ -66,7 +66,7 @@ class Candidate:
     left_out: tuple[str, ...]
     corrected: bool
     model: onnx.ModelProto
-    agreement: Agreement
+    agreement: HeldOut
 
     @property
     def damage(self) -> float:
@@ -162,7 +162,7 @@ class Search:
             best = self.try_corrected(best)
         return Found(best, tuple(self._tried), equalised, tuple(forms))
 
-    def gate(self, int8: Runner, held_out: Agreement, *, quietly: bool = False) -> dict[str, Any]:
+    def gate(self, int8: Runner, held_out: HeldOut, *, quietly: bool = False) -> dict[str, Any]:
         """The figures of the gate, see `measure_gate`."""
         tell: OnProgress = (lambda _text, _share: None) if quietly else self._tell
         return measure_gate(
@@ -218,7 +218,7 @@ class Search:
             )
         if needed is None:
             tried = [candidate.to_json() for candidate in found.tried]
-            raise missed(gate, tried, sensitivity, self.job.options.mixed)
+            raise missed(gate, tried, sensitivity, mixed=self.job.options.mixed, keep=self.job.options.keep)
         candidate = passed[tuple(needed)]
         return replace(found, best=candidate, tried=(*found.tried, candidate))
 
@@ -295,7 +295,7 @@ class Search:
         found = self.quantized(best.form, best.method, best.ranges, keep)
         return self.corrected(found) if best.corrected else found
 
-    def _compare(self, model: onnx.ModelProto, name: str) -> Agreement:
+    def _compare(self, model: onnx.ModelProto, name: str) -> HeldOut:
         from vexport.run.ort import OrtRunner
 
         with OrtRunner(model.SerializeToString(), threads=self.job.threads, name=name) as runner:

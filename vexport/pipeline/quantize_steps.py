@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vexport.pipeline.calibration import Job, OnProgress
@@ -32,7 +31,7 @@ class Step:
 
 
 def measure_steps(
-    job: Job, search: Search, found: Found, path: Path, gate: dict[str, Any], on_progress: OnProgress
+    job: Job, search: Search, found: Found, gate: dict[str, Any], on_progress: OnProgress
 ) -> list[dict[str, Any]]:
     """FP32, FP16, naive INT8, and each step up to what was written.
 
@@ -43,8 +42,7 @@ def measure_steps(
         job: What was quantised.
         search: The search.
         found: What it ended with.
-        path: The file that was written.
-        gate: Its figures.
+        gate: The figures of what is written.
         on_progress: Told which step is measured.
     """
     plain = found.forms[0]
@@ -71,7 +69,7 @@ def measure_steps(
         add("+ bias correction", (known[0] if known else search.corrected(last)).model)
     best = found.best
     left_out = len(best.left_out) - len(keep)
-    steps.append(Step(f"written: {_describe(best, left_out)}", path.stat().st_size, gate))
+    steps.append(Step(f"written: {_describe(best, left_out)}", best.model.ByteSize(), gate))
     return [step.to_json() for step in steps]
 
 

@@ -107,5 +107,13 @@ def _legend(names: Sequence[str]) -> list[Any]:
     lines = []
     for name in names:
         lines.append(Line2D([], [], color=COLOURS[name], linestyle="-", label=f"{name}: activations taken"))
-        lines.append(Line2D([], [], color=COLOURS[name], linestyle=":", label=f"{name}: weights, by output channel (lost only with one scale for all)"))
+        lines.append(
+            Line2D(
+                [],
+                [],
+                color=COLOURS[name],
+                linestyle=":",
+                label=f"{name}: weights, by output channel (lost only with one scale for all)",
+            )
+        )
     return lines

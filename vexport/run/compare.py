@@ -28,7 +28,6 @@ class Agreement:
         images: How many.
         max_abs: Largest difference of two logits.
         max_rel: The same, relative to the reference's largest logit.
-        rms_rel: Root mean square of the differences, relative to that of the reference's logits.
         cosine: Of all logits as one vector.
         top1_agreement: Share of the images to which both give the same class.
         finite: Whether neither answer has a NaN or infinity; where one has, the figures above are NaN.
@@ -37,7 +36,6 @@ class Agreement:
     images: int
     max_abs: float
     max_rel: float
-    rms_rel: float
     cosine: float
     top1_agreement: float
     finite: bool
@@ -122,7 +120,6 @@ class _Sums:
     same_class: int
     max_abs: float
     max_reference: float
-    squares: float
     dot: float
     norm_a: float
     norm_b: float
@@ -135,7 +132,6 @@ class _Sums:
             same_class=sum(part.same_class for part in parts),
             max_abs=max(part.max_abs for part in parts),
             max_reference=max(part.max_reference for part in parts),
-            squares=sum(part.squares for part in parts),
             dot=sum(part.dot for part in parts),
             norm_a=sum(part.norm_a for part in parts),
             norm_b=sum(part.norm_b for part in parts),
@@ -144,13 +140,12 @@ class _Sums:
 
     def agreement(self) -> Agreement:
         if not self.finite:
-            return Agreement(self.images, *[math.nan] * 5, finite=False)
+            return Agreement(self.images, math.nan, math.nan, math.nan, math.nan, finite=False)
         rel = self.max_abs / self.max_reference if self.max_reference else (math.inf if self.max_abs else 0.0)
-        rms = math.sqrt(self.squares / self.norm_a) if self.norm_a else (math.inf if self.squares else 0.0)
         length = math.sqrt(self.norm_a) * math.sqrt(self.norm_b)
         cosine = self.dot / length if length else float(self.max_abs == 0)
         share = self.same_class / self.images
-        return Agreement(self.images, self.max_abs, rel, rms, min(1.0, max(-1.0, cosine)), share, finite=True)
+        return Agreement(self.images, self.max_abs, rel, min(1.0, max(-1.0, cosine)), share, finite=True)
 
 
 def _logits(network: Callable[[Array], Array], batch: Array, which: str) -> Array:
@@ -171,13 +166,12 @@ def _sums(a: Array, b: Array, index: int) -> _Sums:
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         nan = math.nan
-        return _Sums(len(a), 0, *[nan] * 6, finite=False)
+        return _Sums(len(a), 0, nan, nan, nan, nan, nan, finite=False)
     return _Sums(
         images=len(a),
         same_class=int((a.argmax(axis=1) == b.argmax(axis=1)).sum()),
         max_abs=float(np.abs(a - b).max()),
         max_reference=float(np.abs(a).max()),
-        squares=float(((a - b) ** 2).sum()),
         dot=float((a * b).sum()),
         norm_a=float((a * a).sum()),
         norm_b=float((b * b).sum()),
