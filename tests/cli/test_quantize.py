@@ -117,7 +117,7 @@ def test_a_missed_gate_exits_with_3_and_ranks_the_layers(invoke: Invoke, images:
     assert result.exit_code == 3
     assert "error: INT8 loses" in result.stderr
     assert "alone in INT8" in result.stderr
-    assert "hint: keep the worst layers in FP32 (--keep second)" in result.stderr
+    assert "hint: leave the worst layers in floating point (--keep second)" in result.stderr
     assert result.stdout == ""
     assert files_of(folder) == before
     as_json = invoke(*naive, "--json")
