@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import fields
@@ -491,6 +492,43 @@ def test_what_was_calibrated_on_is_known_by_its_content(
     for source in (calib, tmp_path / "images.tar"):
         gate = quantized(graph, out, source, images=64, evaluate_on=copied).artifact.facts["gate"]
         assert (gate["images"], gate["left_out"]) == (64, 56)
+
+
+def labelled_array(path: Path, count: int, **arrays: np.ndarray) -> Path:
+    np.savez(path, **({"images": prepared(count), "labels": np.arange(count) % 3} | arrays))
+    return path
+
+
+def test_labels_of_an_array(graph: Path, out: Workspace, plain: Path, tmp_path: Path) -> None:
+    both = labelled_array(tmp_path / "both.npz", 120)
+    gate = quantized(graph, out, both, images=60).artifact.facts["gate"]
+    assert (gate["kind"], gate["images"], gate["top1_percent_fp32"]) == ("accuracy", 67, 100.0)
+    # The first 96 images are those of `plain`: what was measured of them is left out.
+    gate = quantized(graph, out, plain, evaluate_on=both).artifact.facts["gate"]
+    assert (gate["images"], gate["left_out"], gate["folder"]) == (36, 84, str(both))
+    labelled_array(both, 120, labels=(np.arange(120) + 1) % 3)
+    gate = quantized(graph, out, plain, evaluate_on=both).artifact.facts["gate"]
+    assert gate["kind"] == "agreement", "FP32 is always wrong"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"labels": np.arange(12)[:5]}, "are int64 (5,), not 12 class numbers"),
+        ({"labels": np.ones(12)}, "are float64 (12,), not 12 class numbers"),
+        ({"labels": np.full(12, 3)}, "go from 3 to 3, the network has classes 0 to 2"),
+        ({"labels": np.zeros(12, int)}, "every image"),
+    ],
+)
+def test_labels_that_do_not_fit(
+    graph: Path, out: Workspace, plain: Path, tmp_path: Path, arrays: dict[str, np.ndarray], says: str
+) -> None:
+    odd = labelled_array(tmp_path / "odd.npz", 12, **arrays)
+    with pytest.raises(InputError, match=re.escape(says)):
+        quantized(graph, out, plain, evaluate_on=odd)
+    np.savez(odd, images=prepared(12))
+    with pytest.raises(InputError, match="holds no `labels`"):
+        quantized(graph, out, plain, evaluate_on=odd)
 
 
 def test_the_graph_itself_is_never_replaced(graph: Path, out: Workspace, calib: Path) -> None:

@@ -79,7 +79,8 @@ def quantize(
         typer.Option(
             "--eval",
             metavar="DIR",
-            help="Images, one folder per class, on which INT8 must be as accurate as FP32.",
+            help="Images, one folder per class, on which INT8 must be as accurate as FP32; or a .npz of prepared "
+            "images and labels.",
             show_default=False,
         ),
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,24 +104,28 @@ def choose_labels(
     split: Split,
     chosen: Sequence[dict[str, Any]],
     subject: Subject,
+    how: Preprocessing,
+    stack: ExitStack,
 ) -> Labelled:
     """Labelled images that were not calibrated on: of a folder given for that, or of the calibration folder itself.
 
     Args:
         calib: What was given to calibrate on.
-        evaluate_on: A folder given for the accuracy.
+        evaluate_on: A folder or .npz given for the accuracy.
         images: What is in `calib`.
         split: What each image of it is used for.
         chosen: Name, hash and part of those that are used.
         subject: The FP32 graph.
+        how: How images are prepared.
+        stack: Closes what is opened.
 
     Raises:
-        InputError: the folder given for that does not fit.
+        InputError: what was given for that does not fit.
     """
     if evaluate_on is not None:
-        return read_labels(evaluate_on, measured_images(calib, images, chosen), subject)
+        return read_labels(evaluate_on, measured_images(calib, images, chosen), subject, how, stack)
     # The sorted names of what was not measured, so that what is spread over them is spread over the classes.
-    return find_labels(calib, sorted((*split.held_out, *split.unused)), subject)
+    return find_labels(calib, images, sorted((*split.held_out, *split.unused)), subject, how)
 
 
 def find_statistics(

@@ -25,7 +25,7 @@ from vexport.pipeline.quantize_facts import describe_result
 from vexport.pipeline.quantize_search import Candidate, Form, Search
 from vexport.pipeline.resolve import Weights
 from vexport.pipeline.subject import Opening, choose_preprocessing, describe, open_subject
-from vexport.workspace import Workspace, require_clear, stage, up_to_date
+from vexport.workspace import Workspace, require_clear, require_file, stage, up_to_date
 
 LIBRARIES = ("onnx", "onnxruntime", "numpy", "pillow")
 # Activations of so many images at a time are held in memory while they are counted.
@@ -85,7 +85,8 @@ def quantize_graph(
         workspace: Where the result goes, unless `output` says otherwise.
         calib: A folder of images, a .tar of them, or a .npy or .npz of prepared ones.
         options: How it is done; None takes the defaults.
-        evaluate_on: A folder with one subfolder of images per class, for the accuracy.
+        evaluate_on: A folder with one subfolder of images per class, or a .npz of prepared `images` and `labels`, for the
+            accuracy.
         model: A variant or a baseline.
         weights: `pretrained` or `random` in place of a file.
         threads: Of ONNX Runtime; None leaves its choice.
@@ -124,7 +125,7 @@ def quantize_graph(
         split = split_images(found.names, how_to.images, how_to.seed)
         found.fetch((*split.calibration, *split.held_out))
         chosen = describe_images(found, split)
-        labelled = choose_labels(calib, evaluate_on, found, split, chosen, subject)
+        labelled = choose_labels(calib, evaluate_on, found, split, chosen, subject, how, stack)
         request = {
             "precision": "int8",
             **asdict(how_to),
@@ -161,7 +162,9 @@ def _require_images(calib: Path, evaluate_on: Path | None) -> None:
     from vexport.run.images import require_folder
 
     require_images_at(calib)
-    if evaluate_on is not None:
+    if evaluate_on is not None and evaluate_on.suffix.lower() == ".npz":
+        require_file(evaluate_on, "labelled images")
+    elif evaluate_on is not None:
         require_folder(evaluate_on)
 
 

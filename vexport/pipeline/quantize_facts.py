@@ -94,7 +94,7 @@ def _notes(job: Job, found: Found, gate: dict[str, Any], classes: set[int], shar
         notes.append(f"always 0 on these images: {', '.join(dead)}")
     if job.labelled.left_out:
         notes.append(f"{job.labelled.left_out} labelled image(s) were calibrated on and are left out of the accuracy")
-    if gate["kind"] == "agreement" and job.labelled.root is not None:
+    if gate["kind"] == "agreement" and job.labelled.source is not None:
         notes.append(gate["why"])
     if gate["kind"] == "accuracy" and gate["few"]:
         notes.append(f"only {gate['images']} labelled image(s): the accuracy says little, agreement was asked as well")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vexport.errors import AccuracyError, GateError, ParityError
@@ -13,7 +12,6 @@ from vexport.pipeline.held_out import HeldOut, Recorded, damage, sqnr_db
 if TYPE_CHECKING:
     import onnx
 
-    from vexport.artifacts import Preprocessing
     from vexport.run.runner import Runner
 
 LEAST_TOP1 = 0.95
@@ -33,7 +31,6 @@ def measure_gate(
     int8: Runner,
     held_out: HeldOut,
     labelled: Labelled,
-    how: Preprocessing,
     classes: int,
     *,
     max_drop: float,
@@ -49,7 +46,6 @@ def measure_gate(
         int8: The INT8 graph.
         held_out: How far the answers to the held-out images are apart.
         labelled: Labelled images, if there are any.
-        how: How images are prepared.
         classes: How many the networks tell apart.
         max_drop: How many points of top-1 may be lost.
         on_share: Told the share that is done.
@@ -61,9 +57,9 @@ def measure_gate(
     agrees = held_out.finite and held_out.top1_agreement >= LEAST_TOP1 and held_out.centred_cosine >= LEAST_COSINE
     bounds = {"least_top1_agreement": LEAST_TOP1, "least_cosine": LEAST_COSINE}
     agreement = {**held_out.to_json(), **bounds, "passed": agrees}
-    if labelled.root is None:
+    if labelled.source is None:
         return {"kind": "agreement", "why": labelled.how, **agreement}
-    found = _count(fp32, int8, labelled, labelled.root, how, classes, on_share)
+    found = _count(fp32, int8, labelled, classes, on_share)
     found |= {"max_drop_points": max_drop, "agreement": agreement}
     if found["top1_percent_fp32"] < LEAST_BETTER * 100 / classes:
         why = (
@@ -81,19 +77,16 @@ def _count(
     fp32: Runner,
     int8: Runner,
     labelled: Labelled,
-    root: Path,
-    how: Preprocessing,
     classes: int,
     on_share: Callable[[float], None],
 ) -> dict[str, Any]:
-    from vexport.run.images import load_image
     from vexport.run.stream import count_answers
 
     total = len(labelled.samples)
     counted = count_answers(
         [fp32, int8],
         labelled.samples,
-        lambda sample: load_image(root / sample.path, how),
+        labelled.load,
         classes=classes,
         batch=BATCH,
         workers=2,
@@ -105,7 +98,7 @@ def _count(
     assert agreement is not None
     return {
         "images": counted.scores[0].images,
-        "folder": str(root),
+        "folder": str(labelled.source),
         "labelling": labelled.how,
         "left_out": labelled.left_out,
         "skipped": dict(counted.skipped),

@@ -170,7 +170,6 @@ class Search:
             int8,
             held_out,
             self.job.labelled,
-            self.job.how,
             self.job.subject.classes,
             max_drop=self.job.options.max_drop,
             on_share=lambda share: tell("counting right answers of FP32 and INT8", share),
