@@ -113,3 +113,6 @@ def test_the_document_is_strict_json_with_raw_samples() -> None:
     assert resnet["published_top1"] == 79.8
     assert (swin["median_ms"], swin["ratio"], swin["error"]) == (None, None, "RuntimeError: no")
     assert len(group["verdicts"]) == 2
+    assert nine["run"]["median_interval_ms"]["low"] == 20
+    assert nine["run"]["spikes"] == []
+    assert (swin["unstable_because"], swin["run"]["drift"]) == (["error: RuntimeError: no"], None)

@@ -8,10 +8,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from vexport.deps import tool_versions
+from vexport.bench.nvml import open_gpu
+from vexport.bench.watch import cpu_mhz
+from vexport.deps import installed_version, tool_versions
 
 CPUINFO = Path("/proc/cpuinfo")
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+CPUS = Path("/sys/devices/system/cpu")
+
+# Backends that need not be installed: told where they are.
+OPTIONAL = ("tensorrt", "tensorrt-rtx", "openvino", "nvidia-ml-py")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -21,12 +28,18 @@ def describe_environment() -> dict[str, Any]:
         "logical_cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "cpu_quota_cores": cpu_quota_cores(),
+        "cpu_mhz": cpu_mhz(range(os.cpu_count() or 1)),
+        "cpu_governor": _read(CPUS / "cpu0" / "cpufreq" / "scaling_governor"),
+        "smt": {"0": False, "1": True}.get(_read(CPUS / "smt" / "active") or ""),
+        "virtual_machine": is_virtual_machine(),
         "torch_threads": _torch_threads(),
+        "variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         "os": platform.platform(),
         "python": platform.python_version(),
-        "versions": tool_versions("torch", "onnxruntime", "numpy"),
+        "versions": tool_versions("torch", "onnxruntime", "numpy", *_installed(OPTIONAL)),
         "load_average": load_average(),
         "gpus": gpu_names(),
+        "gpu": _gpu_facts(),
     }
 
 
@@ -48,6 +61,16 @@ def cpu_name() -> str | None:
         if name:
             return name
     return platform.processor() or platform.machine() or None
+
+
+def is_virtual_machine() -> bool | None:
+    """Whether a hypervisor stands between us and the processor: frequencies are then often nominal ones."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
+    return None if flags is None else "hypervisor" in flags
 
 
 def usable_cores() -> int | None:
@@ -91,3 +114,28 @@ def _torch_threads() -> int | None:
     except (ImportError, OSError):
         return None
     return torch.get_num_threads()
+
+
+def _gpu_facts() -> dict[str, Any] | None:
+    """Driver, limits and CUDA versions of the first GPU; None without one."""
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        gpu, why_not = open_gpu()
+        facts = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+    except (ImportError, OSError, RuntimeError, AssertionError):
+        return None
+    return {**facts, **(gpu.describe() if gpu else {"not_watched": why_not})}
+
+
+def _installed(names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if installed_version(name) != "missing"]
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None

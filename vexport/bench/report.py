@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vexport.bench.clock import Ratio, Samples, ratio
+from vexport.bench.watch import summarise
 
 SCHEMA = 1
 BASELINE = "resnet50"
@@ -59,6 +60,7 @@ class Row(Case):
         images_per_s: Batch by median latency.
         ratio: Median by ResNet-50's of the same input size, backend, precision and batch; None where there is none.
         unstable: Whether the figures deserve doubt.
+        unstable_because: Why, in words.
         count: Measured calls.
         error: What the candidate failed with.
     """
@@ -70,12 +72,13 @@ class Row(Case):
     images_per_s: float = math.nan
     ratio: Ratio | None = None
     unstable: bool = True
+    unstable_because: tuple[str, ...] = ()
     count: int = 0
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; None for what is not a number, which JSON does not know."""
-        values = {**asdict(self), "input_size": list(self.input_size)}
+        values = {**asdict(self), "input_size": list(self.input_size), "unstable_because": list(self.unstable_because)}
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
@@ -103,7 +106,10 @@ class BenchReport:
     def to_json(self) -> dict[str, Any]:
         """The document: groups of rows, each row with its raw samples round by round, in nanoseconds."""
         with_samples = [
-            (row, {**row.to_json(), "samples_ns": [list(part) for part in samples.rounds_ns]})
+            (
+                row,
+                {**row.to_json(), "samples_ns": [list(part) for part in samples.rounds_ns], "run": _run_facts(samples)},
+            )
             for row, samples in zip(self.rows, self.samples, strict=True)
         ]
         groups = [
@@ -142,6 +148,19 @@ def make_report(
     return BenchReport(rows, tuple(samples for _, samples in measured), dict(environment), dict(settings))
 
 
+def _run_facts(samples: Samples) -> dict[str, Any]:
+    """How the samples came about, besides the samples."""
+    interval = samples.median_interval_ms()
+    return {
+        "median_interval_ms": interval.to_json() if interval else None,
+        "drift": samples.drift if math.isfinite(samples.drift) else None,
+        "spikes": [list(place) for place in samples.spikes],
+        "warm_up": asdict(samples.warm_up) if samples.warm_up else None,
+        "parts_ns": {name: [list(part) for part in rounds] for name, rounds in samples.parts_ns.items()},
+        "conditions": summarise(samples.conditions) if samples.conditions else None,
+    }
+
+
 def _row(case: Case, samples: Samples, baseline: Samples | None) -> Row:
     median_ms = samples.median_ms
     return Row(
@@ -153,6 +172,7 @@ def _row(case: Case, samples: Samples, baseline: Samples | None) -> Row:
         images_per_s=1000 * case.batch / median_ms if median_ms > 0 else math.nan,
         ratio=ratio(samples, baseline) if baseline is not None else None,
         unstable=samples.unstable,
+        unstable_because=samples.unstable_because,
         count=samples.count,
         error=samples.error,
     )
