@@ -292,7 +292,7 @@ def test_the_picture_of_the_ranges(tmp_path: Path, out: Workspace, calib: Path) 
     assert quantized(hostile, out, calib, plot=tmp_path / "ranges.svg").up_to_date
     (tmp_path / "ranges.svg").unlink()
     assert not quantized(hostile, out, calib, plot=tmp_path / "ranges.svg").up_to_date, "the picture is made again"
-    with pytest.raises(InputError, match="ends in none of .png, .svg, .pdf"):
+    with pytest.raises(InputError, match=r"ends in none of \.png, \.svg, \.pdf"):
         quantized(hostile, out, calib, plot=tmp_path / "ranges.txt")
     with pytest.raises(InputError, match="nowhere is no folder"):
         quantized(hostile, out, calib, plot=tmp_path / "nowhere" / "ranges.png")
@@ -442,7 +442,7 @@ def test_fp32_answers_that_are_no_numbers(graph: Path, out: Workspace, calib: Pa
     model.graph.initializer.append(numpy_helper.from_array(np.array([0, np.nan, 0], np.float32), "bias"))
     model.graph.node[4].input.append("bias")
     onnx.save(model, graph)
-    with pytest.raises(InputError, match="colours.onnx itself answers NaN or infinite"):
+    with pytest.raises(InputError, match=r"colours\.onnx itself answers NaN or infinite"):
         quantized(graph, out, calib)
     assert left_in(out.root) == []
 
@@ -517,7 +517,7 @@ def test_labels_of_an_array(graph: Path, out: Workspace, plain: Path, tmp_path: 
         ({"labels": np.arange(12)[:5]}, "are int64 (5,), not 12 class numbers"),
         ({"labels": np.ones(12)}, "are float64 (12,), not 12 class numbers"),
         ({"labels": np.full(12, 3)}, "go from 3 to 3, the network has classes 0 to 2"),
-        ({"labels": np.zeros(12, int)}, "every image"),
+        ({"labels": np.zeros(12, int)}, "were not calibrated on are of one class"),
     ],
 )
 def test_labels_that_do_not_fit(
@@ -636,10 +636,10 @@ def test_it_builds_for_an_a100(graph: Path, out: Workspace, calib: Path) -> None
     with pytest.raises(InputError, match="is fp32, the engine shall be int8") as caught:
         build_engine(graph, workspace=out, precision="int8", target="a100")
     assert "vexport quantize --calib DIR" in caught.value.hint
-    made = quantized(graph, out, calib, keep=("last",))
+    quantized(graph, out, calib, keep=("last",))
     built = build_engine(None, workspace=out, precision="int8", target="a100")
     assert built.graph == out.root / "colours.int8.fp16.onnx"
     assert built.graph.is_file()
     kinds = [layer["kind"] for layer in built.artifact.facts["build"]["network_layers"]]
-    # Two convolutions: an input each, and a weight each that is INT8 already.
-    assert (kinds.count("QUANTIZE"), kinds.count("DEQUANTIZE"), kinds.count("CONVOLUTION")) == (2, 4, 3)
+    # An input, and a weight that is INT8 already: the depthwise one stays in FP16 where no GPU was asked.
+    assert (kinds.count("QUANTIZE"), kinds.count("DEQUANTIZE"), kinds.count("CONVOLUTION")) == (1, 2, 3)

@@ -85,8 +85,8 @@ def quantize_graph(
         workspace: Where the result goes, unless `output` says otherwise.
         calib: A folder of images, a .tar of them, or a .npy or .npz of prepared ones.
         options: How it is done; None takes the defaults.
-        evaluate_on: A folder with one subfolder of images per class, or a .npz of prepared `images` and `labels`, for the
-            accuracy.
+        evaluate_on: A folder with one subfolder of images per class, or a .npz of prepared `images` and `labels`: for
+            the accuracy.
         model: A variant or a baseline.
         weights: `pretrained` or `random` in place of a file.
         threads: Of ONNX Runtime; None leaves its choice.

@@ -64,7 +64,7 @@ def measure_steps(
         if best is not None and (form.name, best.method) != ("plain", "minmax"):
             add(f"+ {'equalisation, ' * (form.name == 'equalised')}{best.method}", best.model)
         last = best or last
-    if last is not None and job.options.correct_biases:
+    if last is not None and any(one.corrected for one in found.tried):
         known = [one for one in found.tried if one.corrected and (one.form, one.method) == (last.form, last.method)]
         add("+ bias correction", (known[0] if known else search.corrected(last)).model)
     best = found.best

@@ -2,7 +2,8 @@
 
 Rounded weights, rounded inputs and cut-off inputs move the mean of a channel, and what follows takes the shift for
 signal (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv 1906.04721,
-section 4.2 and appendix D). For each quantised convolution, in the graph's order, over images and positions:
+section 4.2; from data, as in its appendix). For each quantised convolution, in the graph's order, over images and
+positions:
 
     b'[c] = b[c] + E[y_fp32[c]] - E[y_int8[c]]        y_int8 with all earlier convolutions corrected
 
@@ -13,6 +14,7 @@ the graph: what leaves it is (N, C) per convolution, and the memory grows neithe
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +71,8 @@ class BiasCorrection:
         return {
             "node": self.node,
             "channels": len(self.correction),
-            "output_rms": self.output_rms,
+            # Squares of activations beyond 1e19 leave FP32, and JSON knows no infinity.
+            "output_rms": self.output_rms if np.isfinite(self.output_rms) else None,
             "largest": self.largest,
             "shift_before": self.shift_before,
             "shift_after": self.shift_after,
@@ -280,6 +283,7 @@ def _cut_out(model: onnx.ModelProto, tensors: Sequence[str], *, squares: bool) -
     for index, node in enumerate(means):
         node.outputs[0].name = f"channel_mean.{index}"
         node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+        node.outputs[0].shape = onnx_ir.Shape([None] * 4)  # without a rank the checker of large graphs refuses it
         part.graph.outputs.append(node.outputs[0])
     RemoveUnusedNodesPass()(part)
     return onnx_ir.to_proto(part)
@@ -301,7 +305,7 @@ def _open(model: onnx.ModelProto, threads: int | None, label: str) -> Iterator[A
             graph = model.SerializeToString()
         with _mapped_errors(f"ONNX Runtime cannot load the {label} graph"):
             session = ort.InferenceSession(graph, options, providers=[CPU])
-        del graph
+        del model, graph
         yield session
 
 
@@ -322,11 +326,13 @@ def _require_layers(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> list[_Layer
     quantised = [edge.node for edge in conv_edges(int8) if edge.quantised]
     if not quantised:
         raise InputError("no convolution of the INT8 graph is quantised", hint=_OTHER_GRAPH)
+    twice = [name for name, count in Counter(quantised).items() if count > 1]
+    if twice:
+        raise InputError(f"several convolutions of the INT8 graph are named {twice[0]!r}", hint="name every node")
     theirs = {node.name: node.output[0] for node in fp32.graph.node if node.op_type == "Conv"}
     missing = [name for name in quantised if name not in theirs]
-    if missing or len(set(quantised)) < len(quantised):
-        what = f"has no convolution {', '.join(missing[:4])}" if missing else "gives two convolutions one name"
-        raise InputError(f"the FP32 graph {what}" if missing else f"the INT8 graph {what}", hint=_OTHER_GRAPH)
+    if missing:
+        raise InputError(f"the FP32 graph has no convolution {', '.join(missing[:4])}", hint=_OTHER_GRAPH)
     tensors = {tensor.name: tensor for tensor in int8.graph.initializer}
     for name in quantised:
         bias = _bias_name(convs[name])
