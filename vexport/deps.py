@@ -12,6 +12,7 @@ from vexport.errors import MissingDependencyError
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("lightning", "sklearn", "torchvision", "matplotlib", "tensorboard"),
     "trt": ("tensorrt",),
+    "openvino": ("openvino",),
 }
 
 

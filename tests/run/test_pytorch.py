@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from vexport.errors import InputError
+from vexport.errors import EngineError, InputError
+from vexport.run import prepare
 from vexport.run.pytorch import TorchRunner
 
 from .tiny import SIZE, images, tiny_module
@@ -95,3 +96,72 @@ def test_refuses_devices_and_dtypes_that_are_not_there() -> None:
 def test_a_gpu_that_is_missing_is_an_input_error() -> None:
     with pytest.raises(InputError, match="cuda"):
         TorchRunner(tiny_module(), SIZE, name="tiny", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), "the GPU failed while it ran tiny"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "the GPU failed while it ran tiny"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "the GPU failed while it ran tiny"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "the GPU has no memory left for tiny",
+        ),
+    ],
+)
+def test_a_gpu_that_fails_meanwhile_is_an_engine_error(error: RuntimeError, expected: str) -> None:
+    class Fails(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    with pytest.raises(EngineError, match=expected) as caught:
+        TorchRunner(Fails(), SIZE, name="tiny")(images(1, *SIZE))
+    assert caught.value.hint
+    assert caught.value.details == (str(error),)
+
+
+def test_other_errors_of_the_module_keep_their_traceback() -> None:
+    """A bug that happens to name a device is no failing GPU."""
+
+    class Fails(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu")
+
+    with pytest.raises(RuntimeError, match="same device") as caught:
+        TorchRunner(Fails(), SIZE, name="tiny")(images(1, *SIZE))
+    assert not isinstance(caught.value, EngineError)
+
+
+def test_channels_last_is_the_layout_that_the_network_sees() -> None:
+    seen: list[bool] = []
+
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.is_contiguous(memory_format=torch.channels_last))
+            seen.append(self.conv.weight.is_contiguous(memory_format=torch.channels_last))
+            logits: torch.Tensor = self.conv(x).mean((2, 3))
+            return logits
+
+    module = Looks().eval()
+    x = images(2, *SIZE)
+    plain, last = TorchRunner(module, SIZE, name="a"), TorchRunner(module, SIZE, name="a", channels_last=True)
+    np.testing.assert_allclose(last(x), plain(x), atol=1e-6)
+    assert seen == [True, True, False, False]
+    assert module.conv.weight.is_contiguous()
+    assert last.describe()["memory_format"] == "channels-last (NHWC)"
+    assert last.backend == "pytorch eager FP32 channels-last"
+    assert plain.describe()["memory_format"] == "contiguous (NCHW)"
+
+
+def test_there_is_nothing_to_prepare_on_a_cpu_and_no_cuda_graph() -> None:
+    runner = TorchRunner(tiny_module(), SIZE, name="tiny")
+    assert prepare(runner, images(1, *SIZE)) is None
+    with pytest.raises(InputError, match="1x1x8x8"):
+        prepare(runner, images(1, 1, 8, 8))
+    with pytest.raises(InputError, match="cpu records no CUDA graphs"):
+        TorchRunner(tiny_module(), SIZE, name="tiny", cuda_graph=True)

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vexport.run.runner import Runner
+from vexport.run.backends import BACKENDS, Backend, BackendName, choose_backend, open_graph, open_module
+from vexport.run.runner import DeviceWork, Runner, prepare
 from vexport.workspace import require_file
 
-__all__ = ["Runner", "open_runner"]
+__all__ = ["BACKENDS", "Backend", "BackendName", "DeviceWork", "Runner", "open_module", "open_runner", "prepare"]
 
 
 def open_runner(
     path: Path,
     *,
+    backend: BackendName | str | None = None,
     threads: int | None = None,
     weights_from: Literal["ema", "model"] | None = None,
     model: str | None = None,
@@ -23,12 +25,12 @@ def open_runner(
     cuda_graph: bool = False,
     graphs: Sequence[Path] = (),
 ) -> Runner:
-    """Open an artifact with the backend that runs it.
-
-    ONNX Runtime for a graph, TensorRT for an engine, PyTorch for a checkpoint.
+    """Open an artifact with a backend that runs it.
 
     Args:
         path: .onnx, .engine or .plan, or a checkpoint in either form.
+        backend: A name from `BACKENDS`; None takes ONNX Runtime on the CPU for a graph, TensorRT for an engine, eager
+            PyTorch on the CPU for a checkpoint.
         threads: Threads to compute with; None leaves the backend's choice.
         weights_from: Which weights of a training checkpoint to take.
         model: The variant that a checkpoint must be.
@@ -38,23 +40,25 @@ def open_runner(
         graphs: Where the graph of a stripped engine may be, besides beside it.
 
     Raises:
-        InputError: there is no such file, it is neither, or an option does not go with it.
+        InputError: there is no such file, it is neither, an option does not go with it, or the backend is unknown,
+            takes another kind of artifact or cannot run here.
+        MissingDependencyError: the backend's packages are not installed.
         CheckpointError: the checkpoint cannot be loaded.
-        EngineError: the engine is unknown or altered, or cannot run on this machine.
+        EngineError: the engine is unknown or altered, or cannot run on this machine; or the GPU fails.
+        PrecisionError: the backend computes in another precision than its name says.
     """
     path = Path(path)
     require_file(path, "checkpoint, graph or engine")
-    if path.suffix.lower() in (".engine", ".plan"):
+    chosen = choose_backend(path, backend)
+    if chosen.takes == "engine":
         from vexport.run.tensorrt import open_engine
 
         return open_engine(path, trust=trust, cuda_graph=cuda_graph, graphs=graphs)
-    if path.suffix.lower() == ".onnx":
-        from vexport.run.ort import OrtRunner
-
-        return OrtRunner(path, threads=threads)
+    if chosen.takes == "graph":
+        return open_graph(path, chosen.name, threads=threads)
 
     from vexport.model.checkpoint import load_network
-    from vexport.run.pytorch import TorchRunner
 
     network, loaded = load_network(path, model=model, weights_from=weights_from)
-    return TorchRunner(network, input_size or loaded.preprocessing.input_size, name=path.stem, threads=threads)
+    size = input_size or loaded.preprocessing.input_size
+    return open_module(network, size, name=path.stem, backend=chosen.name, threads=threads)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: runs every graph that vexport writes."""
+"""ONNX Runtime: runs every graph that vexport writes, on the CPU or wholly on a GPU."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from vexport.deps import tool_versions
 from vexport.errors import InputError
+from vexport.run.ort_session import (
+    CPU,
+    CUDA,
+    FATAL_ONLY,
+    TENSORRT,
+    convolution_types,
+    gpu_failure,
+    is_theirs,
+    open_session,
+    refused,
+)
 from vexport.run.runner import (
     CALL_EXCLUDES,
     CALL_INCLUDES,
@@ -21,10 +31,9 @@ from vexport.run.runner import (
     require_threads,
     times,
 )
-from vexport.workspace import require_file
 
-CPU = "CPUExecutionProvider"
-FATAL_ONLY = 4  # errors reach us as exceptions, and what is in use is asked for: the log would only repeat them
+__all__ = ["CPU", "CUDA", "FATAL_ONLY", "TENSORRT", "OrtRunner"]
+
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 
 
@@ -35,13 +44,15 @@ class OrtRunner:
 
     Args:
         graph: Path of an .onnx file, or its bytes.
-        providers: Execution providers, first choice first; each must really come into use.
+        providers: Execution providers, first choice first; each must really come into use. Without the CPU's among
+            them, no node may be left to the CPU.
         threads: Within one operator; None leaves ONNX Runtime's choice, one per core.
         name: For reports; None takes the file's stem.
 
     Raises:
-        InputError: there is no such file, it is no graph that ONNX Runtime can load, not a classifier, or a provider
-            is not in use.
+        InputError: there is no such file, it is no graph that ONNX Runtime can load, not a classifier, a provider
+            is not in use, or it leaves nodes to the CPU.
+        EngineError: the GPU fails.
     """
 
     def __init__(
@@ -55,9 +66,11 @@ class OrtRunner:
         require_threads(threads)
         self.name = name or ("graph" if isinstance(graph, bytes) else Path(graph).stem)
         self.threads = threads
-        self._session: Any = _open(graph, providers, threads)
+        self._file = None if isinstance(graph, bytes) else Path(graph)
+        self._session: Any
+        # How many nodes each provider computes, where the CPU is left out.
+        self._session, self.nodes = open_session(graph, providers, threads)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
-        _require_providers(self.providers, providers)
         self.backend = f"onnxruntime {providers[0].removesuffix('ExecutionProvider')}"
         self.input_shape, self._input, self._dtype = _require_input(self._session, self.name)
         self._output = _require_output(self._session, self.name)
@@ -68,6 +81,7 @@ class OrtRunner:
 
         Raises:
             InputError: the images are not what the graph takes, it cannot compute on them, or the runner is closed.
+            EngineError: the GPU fails.
         """
         if self._session is None:
             raise InputError(f"{self.name} is closed", hint="open it again")
@@ -76,9 +90,11 @@ class OrtRunner:
         try:
             (logits,) = self._session.run([self._output], feed)
         except Exception as error:
-            if not _is_theirs(error):
+            if not is_theirs(error):
                 raise
-            raise _refused(error, f"ONNX Runtime cannot run {self.name} on {times(images.shape)}") from error
+            raise gpu_failure(error, self.name, self.providers) or refused(
+                error, f"ONNX Runtime cannot run {self.name} on {times(images.shape)}"
+            ) from error
         if isinstance(logits, np.ndarray) and logits.dtype == np.float16:
             logits = logits.astype(np.float32)
         return require_logits(logits, len(images), self.name)
@@ -91,11 +107,19 @@ class OrtRunner:
             "input_shape": list(self.input_shape),
             "input_dtype": self._dtype,
             "providers": list(self.providers),
+            "nodes_by_provider": self.nodes or None,
+            # Of a Q/DQ graph: how many really compute in INT8.
+            "convolutions": self._convolutions(),
             "threads": self.threads or "one per core",
             "versions": tool_versions("onnxruntime"),
             "includes": list(CALL_INCLUDES),
             "excludes": list(CALL_EXCLUDES),
         }
+
+    def _convolutions(self) -> dict[str, int] | None:
+        if self._file is None or self.providers[0] != CPU or not self._file.is_file():
+            return None
+        return convolution_types(self._file)
 
     def close(self) -> None:
         """Let go of the session, its memory and its threads."""
@@ -108,59 +132,6 @@ class OrtRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _open(graph: Path | str | bytes, providers: Sequence[str], threads: int | None) -> Any:
-    if not providers:
-        raise InputError("no execution provider was named", hint=f"{CPU} always works")
-    missing = [name for name in providers if name not in ort.get_available_providers()]
-    if missing:
-        raise _not_in_use(missing, ort.get_available_providers())
-    if isinstance(graph, bytes):
-        what = "the graph"
-        if not graph:
-            raise InputError("the graph is empty", hint="give the bytes of an .onnx file")
-    else:
-        what = str(graph)
-        require_file(Path(graph))
-    ort.set_default_logger_severity(FATAL_ONLY)
-    options = ort.SessionOptions()
-    options.log_severity_level = FATAL_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    source = graph if isinstance(graph, bytes) else str(graph)
-    try:
-        session = ort.InferenceSession(source, options, providers=list(providers))
-    except Exception as error:
-        if not _is_theirs(error):
-            raise
-        raise _refused(error, f"{what} is not an ONNX graph that ONNX Runtime can load") from error
-    session.disable_fallback()  # else a provider that fails at run time is silently replaced by the CPU
-    return session
-
-
-def _is_theirs(error: Exception) -> bool:
-    """Whether ONNX Runtime raised it; they have no common base class but Exception."""
-    return type(error).__module__.startswith("onnxruntime")
-
-
-def _refused(error: Exception, message: str) -> InputError:
-    details = [line.strip()[:300] for line in str(error).strip().splitlines()[:3]]
-    hint = "copy it again, with its .data file where it has one, or write it anew with `vexport onnx`"
-    return InputError(message, details=details, hint=hint)
-
-
-def _require_providers(in_use: Sequence[str], wanted: Sequence[str]) -> None:
-    if missing := [name for name in wanted if name not in in_use]:
-        raise _not_in_use(missing, in_use)
-
-
-def _not_in_use(missing: Sequence[str], there: Sequence[str]) -> InputError:
-    return InputError(
-        f"ONNX Runtime does not use {', '.join(missing)} here",
-        details=[f"it has: {', '.join(there)}"],
-        hint=f"install the provider's libraries and driver, or take {CPU}",
-    )
 
 
 def _require_input(session: Any, name: str) -> tuple[tuple[int | None, ...], str, str]:

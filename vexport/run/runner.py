@@ -53,6 +53,52 @@ class Runner(Protocol):
     ) -> None: ...
 
 
+class DeviceWork(Protocol):
+    """The same images over and over, in steps that can be timed one by one. Not for several threads.
+
+    `upload`, `launch` and `download` only enqueue work on `stream`, in order, and return before it is done.
+    """
+
+    @property
+    def stream(self) -> Any:
+        """The torch.cuda.Stream that all goes to, for whoever records events on it."""
+
+    def upload(self) -> None:
+        """Images from pinned host memory to the device, to the type and layout that the network takes."""
+
+    def launch(self) -> None:
+        """The network alone, on the images that lie on the device."""
+
+    def download(self) -> None:
+        """Logits to pinned host memory."""
+
+    def synchronize(self) -> None:
+        """Wait until all is done."""
+
+    def answer(self) -> Array:
+        """Logits (N, classes) of the last download; waits for it."""
+
+
+def prepare(runner: Runner, images: Array) -> DeviceWork | None:
+    """Images brought to the device that a runner computes on, so that steps of a call can be timed apart.
+
+    Args:
+        runner: Any; stays open as long as the result is used.
+        images: float32 (N, C, H, W), one batch.
+
+    Returns:
+        Work that has been launched once already: nothing is compiled, recorded or allocated later. None where the
+        runner computes in host memory, or its backend does not let one look inside a call.
+
+    Raises:
+        InputError: the images are not what the network takes, or the runner is closed.
+        EngineError: the device fails.
+    """
+    make = getattr(runner, "prepare", None)
+    work: DeviceWork | None = None if make is None else make(images)
+    return work
+
+
 def batch_range(runner: Runner) -> tuple[int, int | None]:
     """Least and largest batch that a runner takes; None where any goes. Only engines have a profile."""
     found: tuple[int, int | None] = getattr(runner, "batch_range", (runner.input_shape[0] or 1, runner.input_shape[0]))

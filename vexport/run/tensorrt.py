@@ -6,7 +6,6 @@ installed anyway.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -18,6 +17,7 @@ from vexport.engine.plan import open_plan
 from vexport.engine.refit import refit_engine, require_parent_graph
 from vexport.engine.runtime import TensorRT
 from vexport.errors import EngineError, InputError
+from vexport.run.cuda import DEVICE_EXCLUDES, DEVICE_INCLUDES, Lane, Lanes, mapped_gpu_errors, prepared
 from vexport.run.runner import CALL_EXCLUDES, CALL_INCLUDES, Array, require_images, require_logits, times
 
 _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -48,7 +48,7 @@ class EngineRunner:
         self.backend = " ".join(
             part for part in (runtime.name, precision.upper(), "with CUDA graph" if cuda_graph else "") if part
         )
-        self._engine: Any = engine
+        self.engine: Any = engine
         trt = runtime.load()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [one for one in names if engine.get_tensor_mode(one) == trt.TensorIOMode.INPUT]
@@ -58,12 +58,12 @@ class EngineRunner:
                 f"{name} has {len(inputs)} inputs and {len(outputs)} outputs",
                 hint="only classifiers with one input (images) and one output (class scores) can be run",
             )
-        self._input, self._output = inputs[0], outputs[0]
-        least, _, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(self._input, 0))
+        self.input, self.output = inputs[0], outputs[0]
+        least, _, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(self.input, 0))
         self.batch_range: tuple[int, int] = (least[0], most[0])
         self.input_shape: tuple[int | None, ...] = (most[0] if least[0] == most[0] else None, *most[1:])
-        self._dtypes = {one: _dtype(engine, one) for one in names}
-        self._local = threading.local()
+        self.dtypes = {one: _dtype(engine, one) for one in names}
+        self._lanes: Lanes[EngineLane] = Lanes(lambda _: EngineLane(self), exact=False)
 
     def __call__(self, images: Array) -> Array:
         """Logits float32 (N, classes) of images float32 (N, C, H, W).
@@ -72,7 +72,18 @@ class EngineRunner:
             InputError: the images are not what the engine takes, N is outside its profile, or the runner is closed.
             EngineError: TensorRT fails.
         """
-        if self._engine is None:
+        self._require_images(images)
+        with mapped_gpu_errors(self.name):
+            return require_logits(self._lanes.get(len(images)).run(images), len(images), self.name)
+
+    def prepare(self, images: Array) -> EngineLane:
+        """See `vexport.run.runner.prepare`."""
+        self._require_images(images)
+        with mapped_gpu_errors(self.name):
+            return prepared(EngineLane(self, len(images)), images)
+
+    def _require_images(self, images: Array) -> None:
+        if self.engine is None:
             raise InputError(f"{self.name} is closed", hint="open it again")
         require_images(images, self.input_shape)
         least, most = self.batch_range
@@ -81,14 +92,6 @@ class EngineRunner:
                 f"{len(images)} images are outside the engine's profile of {least} to {most}",
                 hint="split them, or build with another --min-batch and --max-batch",
             )
-        return require_logits(self._lane().run(images), len(images), self.name)
-
-    def _lane(self) -> _Lane:
-        lane: _Lane | None = getattr(self._local, "lane", None)
-        if lane is None or lane.engine is not self._engine:
-            lane = _Lane(self)
-            self._local.lane = lane
-        return lane
 
     def describe(self) -> dict[str, Any]:
         """Version, precision, profile and device, and what a call covers."""
@@ -103,17 +106,22 @@ class EngineRunner:
             "versions": {self.runtime.name: self.runtime.version},
             "includes": list(CALL_INCLUDES),
             "excludes": list(CALL_EXCLUDES),
+            "device_call": {
+                "input": f"{str(self.dtypes[self.input]).removeprefix('torch.')} contiguous (NCHW)",
+                "includes": list(DEVICE_INCLUDES),
+                "excludes": list(DEVICE_EXCLUDES),
+            },
         }
 
     def report(self) -> str:
         """What the engine says of its layers, as JSON."""
-        inspector = self._engine.create_engine_inspector()
+        inspector = self.engine.create_engine_inspector()
         return str(inspector.get_engine_information(self.runtime.load().LayerInformationFormat.JSON))
 
     def close(self) -> None:
         """Let go of the engine, its contexts and its memory."""
-        self._local = threading.local()
-        self._engine = None
+        self._lanes.clear()
+        self.engine = None
 
     def __enter__(self) -> EngineRunner:
         return self
@@ -124,80 +132,58 @@ class EngineRunner:
         self.close()
 
 
-class _Lane:
-    """What one thread needs: context, stream, buffers for the largest batch, the recorded graph."""
+class EngineLane(Lane):
+    """What one thread needs: an execution context, and stream and buffers for the largest batch.
 
-    def __init__(self, runner: EngineRunner) -> None:
-        self.engine = runner._engine
+    Args:
+        runner: Whose engine.
+        most: The largest batch; None takes the profile's.
+    """
+
+    def __init__(self, runner: EngineRunner, most: int | None = None) -> None:
         self._runner = runner
+        most = most or runner.batch_range[1]
+        shape = (most, *(side or 0 for side in runner.input_shape[1:]))
+        # TensorRT for RTX records graphs by itself, once its kernels are compiled.
+        recorded = runner.cuda_graph and not runner.runtime.is_rtx
+        super().__init__(runner.name, shape, runner.dtypes[runner.input], cuda_graph=recorded)
         self._context = _create_context(runner)
         if self._context is None:
             raise EngineError(f"{runner.name}: no execution context", hint="free memory on the GPU")
-        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        most = runner.batch_range[1]
-        shape = (most, *(side or 0 for side in runner.input_shape[1:]))
-        self._host_in = torch.empty(shape, dtype=torch.float32, pin_memory=True)
-        self._in = torch.empty(shape, dtype=runner._dtypes[runner._input], device="cuda")
         self._set_shape(most)
-        answer = tuple(self._context.get_tensor_shape(runner._output))
+        answer = tuple(self._context.get_tensor_shape(runner.output))
         if len(answer) != 2 or min(answer) < 1:
             raise EngineError(
                 f"{runner.name} answers with {times(answer)}", hint="only classifiers (images, classes) can be run"
             )
-        self._out = torch.empty(answer, dtype=runner._dtypes[runner._output], device="cuda")
-        self._host_out = torch.empty(answer, dtype=torch.float32, pin_memory=True)
-        self._context.set_tensor_address(runner._input, self._in.data_ptr())
-        self._context.set_tensor_address(runner._output, self._out.data_ptr())
-        self._graph: Any = None
+        self._logits = torch.empty(answer, dtype=runner.dtypes[runner.output], device="cuda")
+        self._context.set_tensor_address(runner.input, self._in.data_ptr())
+        self._context.set_tensor_address(runner.output, self._logits.data_ptr())
 
-    def run(self, images: Array) -> Array:
-        count = len(images)
-        if count != self._batch:
+    def set_count(self, count: int) -> None:
+        """Take so many images from now on, at most the largest batch."""
+        if count != self._count:
             self._set_shape(count)
-            self._graph = None  # recorded for another shape
-        self._host_in[:count].numpy()[...] = images
-        with torch.cuda.stream(self._stream):
-            self._in[:count].copy_(self._host_in[:count], non_blocking=True)
-            self._launch()
-            self._host_out[:count].copy_(self._out[:count], non_blocking=True)
-        self._stream.synchronize()
-        logits: Array = self._host_out[:count].numpy().copy()
-        return logits
+        super().set_count(count)
+
+    def enqueue(self) -> torch.Tensor:
+        """Launch the engine in PyTorch's current stream."""
+        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise EngineError(f"TensorRT failed on {self.name}", hint="run it again, then build it again")
+        return self._logits
 
     def _set_shape(self, count: int) -> None:
         sides = [side or 0 for side in self._runner.input_shape[1:]]
-        if not self._context.set_input_shape(self._runner._input, (count, *sides)):
-            raise EngineError(
-                f"{self._runner.name} refuses a batch of {count}", hint="`vexport inspect` shows its profile"
-            )
-        self._batch = count
-
-    def _launch(self) -> None:
-        # TensorRT for RTX records graphs by itself, once its kernels are compiled.
-        if not self._runner.cuda_graph or self._runner.runtime.is_rtx:
-            self._enqueue(self._stream.cuda_stream)
-            return
-        if self._graph is None:
-            self._enqueue(self._stream.cuda_stream)  # lazy allocations must not fall into the recording
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            # Other threads go on meanwhile: what they do is not part of the recording.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._enqueue(torch.cuda.current_stream().cuda_stream)
-            self._graph = graph
-        self._graph.replay()
-
-    def _enqueue(self, stream: int) -> None:
-        if not self._context.execute_async_v3(stream):
-            raise EngineError(f"TensorRT failed on {self._runner.name}", hint="run it again, then build it again")
+        if not self._context.set_input_shape(self._runner.input, (count, *sides)):
+            raise EngineError(f"{self.name} refuses a batch of {count}", hint="`vexport inspect` shows its profile")
 
 
 def _create_context(runner: EngineRunner) -> Any:
     if not (runner.runtime.is_rtx and runner.cuda_graph):
-        return runner._engine.create_execution_context()
-    config = runner._engine.create_runtime_config()
+        return runner.engine.create_execution_context()
+    config = runner.engine.create_runtime_config()
     config.cuda_graph_strategy = runner.runtime.load().CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    return runner._engine.create_execution_context(config)
+    return runner.engine.create_execution_context(config)
 
 
 def _dtype(engine: Any, tensor: str) -> torch.dtype:
