@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +20,8 @@ from vexport.cli.options import (
 from vexport.cli.render import print_json, progress, remark, short_hash, size
 
 if TYPE_CHECKING:
-    from vexport.pipeline.build import BuildResult, Precision
+    from vexport.pipeline.build import BuildResult
+    from vexport.pipeline.ready import Precision
 
 # Layers whose weights suffer: as many are shown.
 LISTED = 8
@@ -32,14 +33,30 @@ def trt(
         typer.Argument(
             metavar="[GRAPH]",
             help="An .onnx file, or a checkpoint to export. Without one: the newest FP32 graph of the workspace, then "
-            "the published weights of --model.",
+            "the published weights of --model; with --int8 the newest INT8 graph, or that of the newest FP32 graph.",
             show_default=False,
         ),
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Compute in FP16 (this is what happens bare).")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in BF16.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Build a graph with Q/DQ nodes.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Convolutions in INT8, the rest in FP16.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="Compute in FP32, without TF32.")] = False,
+    calib: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --int8: images to quantise an FP32 graph on, as `vexport quantize` does.",
+            show_default=False,
+        ),
+    ] = None,
+    int8_depthwise: Annotated[
+        Literal["on", "off", "auto"] | None,
+        typer.Option(
+            help="With --int8: whether depthwise convolutions compute in INT8. auto builds and times both on the GPU "
+            "at hand; off where none can be timed. [default: auto]",
+            show_default=False,
+        ),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -133,6 +150,8 @@ def trt(
             runtime=runtime,
             options=options,
             images=images,
+            calib=calib,
+            int8_depthwise=int8_depthwise,
             output=output,
             use_cache=cache,
             force=force,
@@ -163,8 +182,12 @@ def render(result: BuildResult) -> None:
     remark(f"graph: {result.took}")
     for note in result.notes:
         remark(f"note: {note}")
+    if result.quantised is not None:
+        _render_quantised(result)
     if result.converted is not None:
         _render_converted(result)
+    if "int8_depthwise" in facts:
+        _render_depthwise(facts)
     build = facts["build"]
     runtime = facts["runtime"]
     targets = ", ".join(f"sm{target}" for target in facts["targets"])
@@ -176,6 +199,9 @@ def render(result: BuildResult) -> None:
     )
     binding = "binding for the builder" if build["strongly_typed"] else "asked of the builder"
     typer.echo(f"precision in the network, {binding}: {counts}")
+    if (read_back := build.get("precision_built")) and read_back["nodes_seen"]:
+        seen, nodes = read_back["nodes_seen"], read_back["nodes"]
+        typer.echo(f"precision in the engine, as the builder tells: {seen} of {nodes} layers as in the graph")
     if others := build.get("other_fp32"):
         typer.echo(f"in FP32 all the same, made so by TensorRT's parser or by the graph: {', '.join(others[:LISTED])}")
     _render_proof(result)
@@ -189,8 +215,9 @@ def _render_converted(result: BuildResult) -> None:
     graph, facts = result.converted.artifact, result.converted.artifact.facts
     values = sum(row["values"] for row in facts["weights"])
     lost = {what: sum(row[what] for row in facts["weights"]) for what in ("overflow", "underflow", "subnormal")}
+    kind = "FP16" if graph.facts.get("rest") else graph.precision.upper()
     typer.echo(
-        f"{graph.precision.upper()} weights: {values} values, {lost['overflow']} overflow, "
+        f"{kind} weights: {values} values, {lost['overflow']} overflow, "
         f"{lost['underflow']} become 0, {lost['subnormal']} lose bits; largest activation {facts['max_activation']:.4g}"
     )
     hurt = [row for row in facts["weights"] if row["overflow"] or row["underflow"]]
@@ -204,13 +231,42 @@ def _render_converted(result: BuildResult) -> None:
     for node, reason in facts["kept_fp32"].items():
         typer.echo(f"  kept in FP32: {node}: {reason}")
     for entry in graph.manifest.parity:
-        typer.echo(
-            f"against FP32 on {entry['images']} {'random' if entry['inputs'] == 'random' else 'given'} images: error "
-            f"{entry['max_rel']:.1e} (tolerance {entry['tolerance']:.0e}), top-1 agreement "
-            f"{entry['top1_agreement']:.0%}  [{entry['how']}]"
-        )
+        _render_parity(entry, "INT8" if graph.facts.get("rest") else "FP32")
     state = "up to date: " if result.converted.up_to_date else ""
     typer.echo(f"{state}{graph.path}  {size(graph.manifest.size_bytes)}  sha256 {short_hash(graph.sha256)}")
+
+
+def _render_parity(entry: dict[str, Any], reference: str) -> None:
+    images = f"{entry['images']} {'random' if entry['inputs'] == 'random' else 'given'} images"
+    held = [f"tolerance {entry['tolerance']:.0e}"] if "tolerance" in entry else []
+    if "least_cosine" in entry:
+        held.append(f"cosine {entry['cosine']:.5f}, at least {entry['least_cosine']:g}")
+    agreement = f", top-1 agreement {entry['top1_agreement']:.0%}" if "top1_agreement" in entry else ""
+    error = f"error {entry['max_rel']:.1e} ({'; '.join(held)})"
+    typer.echo(f"against {reference} on {images}: {error}{agreement}  [{entry['how']}]")
+
+
+def _render_quantised(result: BuildResult) -> None:
+    assert result.quantised is not None
+    graph = result.quantised.artifact
+    for note in result.quantised.notes:
+        remark(f"note: {note}")
+    state = "up to date: " if result.quantised.up_to_date else ""
+    typer.echo(f"{state}{graph.path}  {size(graph.manifest.size_bytes)}  sha256 {short_hash(graph.sha256)}")
+
+
+def _render_depthwise(facts: dict[str, Any]) -> None:
+    told = facts["int8_depthwise"]
+    typer.echo(f"INT8 layers: {len(facts['int8_layers'])} of {len(facts['layers'])} convolutions")
+    if told["measured"]:
+        typer.echo(
+            f"depthwise convolutions at batch {told['batch']}: {told['on_ms']:.3f} ms in INT8, {told['off_ms']:.3f} ms "
+            f"in FP16; taken: {'INT8' if told['chosen'] == 'on' else 'FP16'}"
+            + (" (unstable: measure again on a quiet machine)" if told["unstable"] else "")
+        )
+        return
+    how = "as asked" if told["asked"] != "auto" else f"not measured: {told['reason']}"
+    typer.echo(f"depthwise convolutions in {'INT8' if told['chosen'] == 'on' else 'FP16'} ({how})")
 
 
 def _render_proof(result: BuildResult) -> None:
@@ -218,7 +274,12 @@ def _render_proof(result: BuildResult) -> None:
         if entry["result"] == "not run":
             typer.echo(f"built, not run here: {entry['reason']}; parity: not run")
         else:
+            held = (
+                f"tolerance {entry['tolerance']:.0e}"
+                if "tolerance" in entry
+                else f"cosine {entry['cosine']:.5f}, at least {entry['least_cosine']:g}"
+            )
             typer.echo(
                 f"against {entry['with']} on {entry['images']} random images: error {entry['max_rel']:.1e} "
-                f"(tolerance {entry['tolerance']:.0e}), top-1 agreement {entry['top1_agreement']:.0%}"
+                f"({held}), top-1 agreement {entry['top1_agreement']:.0%}"
             )

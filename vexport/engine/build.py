@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vexport.engine.inspect import NetworkLayer, network_layers, require_precision
+from vexport.engine.inspect import EngineLayer, NetworkLayer, network_layers, require_precision
+from vexport.engine.int8 import Int8Plan, require_int8_network
 from vexport.engine.messages import explain_failure, first_lines, heard
+from vexport.engine.report import heard_layers, parse_table
 from vexport.engine.runtime import TensorRT, use_polygraphy
 from vexport.engine.strict import allow_tf32, constrain_types, precision_flags
 from vexport.engine.timing import load_timing_cache, save_timing_cache
@@ -91,12 +93,14 @@ class BuiltPlan:
         layers: The network's layers and types, before TensorRT fused them.
         profile: Shapes by `min`, `opt` and `max`.
         build_s: Seconds that parsing and building took.
+        built: The engine's layers, as the builder told them; none where it did not.
     """
 
     plan: bytes
     layers: tuple[NetworkLayer, ...]
     profile: dict[str, list[int]]
     build_s: float
+    built: tuple[EngineLayer, ...] = ()
 
 
 def require_options(options: BuildOptions, runtime: TensorRT) -> None:
@@ -123,6 +127,7 @@ def build_plan(
     runtime: TensorRT,
     *,
     kept_fp32: Mapping[str, str] | None = None,
+    int8: Int8Plan | None = None,
     timing_cache: Path | None = None,
     on_progress: Progress = lambda _text, _share: None,
 ) -> BuiltPlan:
@@ -133,6 +138,7 @@ def build_plan(
         options: What is asked.
         runtime: Which TensorRT.
         kept_fp32: Nodes that stay in FP32 on purpose, with the reason.
+        int8: What a quantised graph says its nodes compute in; None asks only that there is INT8 in it.
         timing_cache: File of measured kernels, read before and merged after; None: none.
         on_progress: Told what the builder does and the share that is done.
 
@@ -146,11 +152,13 @@ def build_plan(
     started = time.perf_counter()
     job = _Job()
     try:
-        with heard() as said:
+        with heard() as said, heard_layers(wanted=int8 is not None) as told:
             on_progress("parsing the graph", None)
             job.builder, job.network = _parse(backend, runtime, graph, said)
             layers = network_layers(job.network)
             require_precision(layers, options.precision, kept_fp32 or {})
+            if int8 is not None:
+                require_int8_network(layers, int8, kept_fp32 or {})
             # A Q/DQ graph says INT8 by its Q/DQ nodes; the types between them are not to be held.
             if not runtime.strongly_typed and options.precision != "int8":
                 constrain_types(runtime, job.network)
@@ -164,7 +172,8 @@ def build_plan(
                 save_timing_cache(job.config, timing_cache)
     finally:
         job.release()
-    return BuiltPlan(plan, layers, profile, time.perf_counter() - started)
+    built = parse_table(told[-1]) if told else ()
+    return BuiltPlan(plan, layers, profile, time.perf_counter() - started, built)
 
 
 @dataclass

@@ -50,12 +50,20 @@ class NetworkLayer:
         kind: TensorRT's type, `CONVOLUTION` and so on.
         precision: Type of its output: `fp32`, `fp16`, `bf16`, `int8`, or TensorRT's name for others.
         inputs: Types of its inputs, likewise.
+        quantised: Whether it multiplies what comes from DequantizeLinear nodes on both sides: then it computes on INT8,
+            whatever the type between them.
     """
 
     name: str
     kind: str
     precision: str
     inputs: tuple[str, ...] = ()
+    quantised: bool = False
+
+    @property
+    def computes(self) -> str:
+        """What it computes in: `int8`, or the type of its output."""
+        return "int8" if self.quantised else self.precision
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "inputs": list(self.inputs)}
@@ -89,15 +97,21 @@ class EngineLayer:
 def network_layers(network: Any) -> tuple[NetworkLayer, ...]:
     """The layers of a parsed network, in order."""
     found = []
+    dequantised: set[str] = set()
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        inputs = [layer.get_input(at) for at in range(layer.num_inputs)]
+        kind = str(layer.type).rpartition(".")[2]
+        inputs = [tensor for at in range(layer.num_inputs) if (tensor := layer.get_input(at)) is not None]
+        if kind == "DEQUANTIZE":
+            dequantised |= {str(layer.get_output(at).name) for at in range(layer.num_outputs)}
+        factors = [str(tensor.name) for tensor in inputs[:2]]
         found.append(
             NetworkLayer(
                 name=str(layer.name),
-                kind=str(layer.type).rpartition(".")[2],
+                kind=kind,
                 precision=_name(layer.get_output(0)) if layer.num_outputs else "",
-                inputs=tuple(_name(tensor) for tensor in inputs if tensor is not None),
+                inputs=tuple(_name(tensor) for tensor in inputs),
+                quantised=kind in COMPUTING and len(factors) > 1 and set(factors) <= dequantised,
             )
         )
     return tuple(found)
@@ -118,7 +132,7 @@ def count_precisions(layers: Iterable[NetworkLayer]) -> dict[str, dict[str, int]
     found: dict[str, Counter[str]] = {}
     for layer in layers:
         if layer.kind in COMPUTING:
-            found.setdefault(layer.kind.lower(), Counter())[layer.precision] += 1
+            found.setdefault(layer.kind.lower(), Counter())[layer.computes] += 1
     return {kind: dict(counts) for kind, counts in found.items()}
 
 
@@ -155,11 +169,11 @@ def require_precision(layers: Sequence[NetworkLayer], precision: str, kept_fp32:
 
 
 def other_fp32(layers: Sequence[NetworkLayer], precision: str, kept_fp32: Mapping[str, str]) -> list[str]:
-    """Layers of a 16-bit network that calculate in FP32 without being convolutions or matrix products.
+    """Layers of a 16-bit or INT8 network that calculate in FP32 without being convolutions or matrix products.
 
     Those of a kept node are left out: the parser numbers further layers that it makes of one node, as in `fc_3`.
     """
-    if precision not in ("fp16", "bf16"):
+    if precision not in ("fp16", "bf16", "int8"):
         return []
     return [
         f"{layer.name} ({layer.kind.lower()})"
@@ -197,7 +211,12 @@ def _engine_layer(entry: Any) -> EngineLayer:
 
 
 def _reported(tensor: Mapping[str, Any]) -> str:
-    text = str(tensor.get("Datatype", tensor.get("Format/Datatype", ""))).lower()
+    return report_name(str(tensor.get("Datatype", tensor.get("Format/Datatype", ""))))
+
+
+def report_name(said: str) -> str:
+    """`fp16` and so on, of what an engine's report calls a type: `Half`, `Channel major FP16 format`."""
+    text = said.lower()
     return next((name for sign, name in _REPORTED if sign in text), text)
 
 
@@ -222,7 +241,7 @@ def require_engine_precision(
     for node in nodes:
         if node in kept_fp32:
             continue
-        holders = [layer for layer in layers if layer.outputs and not _moves(layer) and _holds(layer, node)]
+        holders = [layer for layer in layers if layer.outputs and not _moves(layer) and holds_node(layer, node)]
         if not holders:
             continue
         seen += 1
@@ -243,7 +262,8 @@ def _moves(layer: EngineLayer) -> bool:
     return layer.kind in ("Reformat", "NoOp") or layer.name.startswith("Reformatting CopyNode")
 
 
-def _holds(layer: EngineLayer, node: str) -> bool:
+def holds_node(layer: EngineLayer, node: str) -> bool:
+    """Whether an ONNX node went into a layer of an engine, by its name or its metadata."""
     return _mentions(layer.name, node) or _mentions(layer.nodes, node)
 
 

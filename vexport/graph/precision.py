@@ -265,6 +265,8 @@ def emulate_half(half: onnx.ModelProto) -> onnx.ModelProto:
     ONNX Runtime's own CPU run of the 16-bit graph does not show this: it has no FP16 kernels for most operators, lets
     neighbours pass FP32 to each other, and so hides an activation that overflows; for BF16 it has none at all.
 
+    What a DequantizeLinear gives is not rounded: a convolution takes the INT8 values themselves.
+
     Args:
         half: A graph by `convert_precision`; not changed.
     """
@@ -282,7 +284,7 @@ def emulate_half(half: onnx.ModelProto) -> onnx.ModelProto:
         nodes.append(node)
         for index, name in enumerate(node.output):
             kind = types.get(name, TensorProto.UNDEFINED)
-            if kind not in narrow:
+            if kind not in narrow or node.op_type == "DequantizeLinear":
                 continue
             node.output[index] = f"{name}.exact"
             casts = ((f"{name}.exact", f"{name}.rounded", kind), (f"{name}.rounded", name, TensorProto.FLOAT))

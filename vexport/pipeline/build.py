@@ -15,18 +15,19 @@ from vexport.deps import tool_versions
 from vexport.engine.build import BuildOptions, BuiltPlan, build_plan, require_options
 from vexport.engine.cache import EngineCache, cache_key, default_folder
 from vexport.engine.inspect import count_precisions, floating, other_fp32
+from vexport.engine.int8 import describe_read_back
 from vexport.engine.runtime import RuntimeName, TensorRT, choose_runtime
 from vexport.engine.target import REFERENCE, find_devices, name_targets, parse_targets, require_targets
 from vexport.errors import EngineError, InputError
-from vexport.pipeline.convert import ConvertResult, convert_graph
-from vexport.pipeline.graphs import GraphSource, find_graph
+from vexport.pipeline.convert import ConvertResult
+from vexport.pipeline.depthwise import DepthwiseOption
+from vexport.pipeline.ready import Int8Request, Precision, ReadyGraph, Request, fit_fixed_batch, ready_graph
 from vexport.pipeline.resolve import Weights
 from vexport.workspace import Workspace, require_clear, stage, up_to_date
 
 if TYPE_CHECKING:
     from vexport.engine.target import Device
-
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+    from vexport.pipeline.quantize import QuantizeResult
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ class BuildResult:
         took: Which graph was taken, in words.
         up_to_date: Whether it was there already.
         from_cache: Whether it had been built before, elsewhere or under other options since.
-        converted: The 16-bit graph made on the way, where one was needed.
+        converted: The 16-bit graph, or the INT8 graph with FP16 for the rest, made on the way where one was needed.
         notes: What the reader should know.
         graph: The graph that was built, in its precision.
+        quantised: The INT8 graph made on the way, where one was needed.
     """
 
     artifact: Engine
@@ -50,6 +52,7 @@ class BuildResult:
     converted: ConvertResult | None
     notes: tuple[str, ...]
     graph: Path
+    quantised: QuantizeResult | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -57,6 +60,7 @@ class BuildResult:
             "took": self.took,
             "up_to_date": self.up_to_date,
             "from_cache": self.from_cache,
+            "quantised": self.quantised.to_json() if self.quantised else None,
             "converted": self.converted.to_json() if self.converted else None,
             "notes": list(self.notes),
             "manifest": self.artifact.manifest.to_json(),
@@ -74,6 +78,8 @@ def build_engine(
     runtime: RuntimeName | Literal["auto"] = "auto",
     options: BuildOptions | None = None,
     images: Path | None = None,
+    calib: Path | None = None,
+    int8_depthwise: DepthwiseOption | None = None,
     output: Path | None = None,
     use_cache: bool = True,
     force: bool = False,
@@ -82,8 +88,8 @@ def build_engine(
     """Build the TensorRT engine of a graph.
 
     Args:
-        graph: The .onnx file, or a checkpoint to export; None takes the newest FP32 graph of the workspace (the
-            newest INT8 graph for `int8`), then exports `model`.
+        graph: The .onnx file, or a checkpoint to export; None takes the newest FP32 graph of the workspace (for `int8`
+            see `find_int8_graph`), then exports `model`.
         workspace: Where the result goes, unless `output` says otherwise.
         precision: What the engine computes in; an FP32 graph is converted first.
         model: A variant or a baseline.
@@ -93,6 +99,9 @@ def build_engine(
         runtime: Which TensorRT.
         options: Profile and builder options; precision and targets are filled in here.
         images: On which activations are measured and answers compared.
+        calib: Images to quantise an FP32 graph on, for `int8`.
+        int8_depthwise: Whether depthwise convolutions compute in INT8; `auto`, and None, build and time both on the GPU
+            at hand and keep the faster; where none can be timed they compute in FP16.
         output: The file to write.
         use_cache: Whether an engine built before may be taken.
         force: Overwrite a file that vexport did not write.
@@ -103,6 +112,8 @@ def build_engine(
     """
     if output is not None and output.suffix not in (".engine", ".plan"):
         raise InputError(f"{output} ends in neither .engine nor .plan", hint="name it so")
+    if precision != "int8" and (calib is not None or int8_depthwise is not None):
+        raise InputError("--calib and --int8-depthwise go with --int8", hint="leave them out, or add --int8")
     devices = find_devices()
     wanted, notes = _targets(target, devices)
     chosen = choose_runtime(runtime, by_name=not _is_current(wanted, target, devices))
@@ -114,41 +125,55 @@ def build_engine(
             "refittable and stripped engines are compiled while they are built, and there is no GPU with a driver here",
             hint="build them on a machine with a GPU, or leave --refit and --strip out",
         )
-    source = find_graph(
-        graph,
-        workspace=workspace,
-        model=model,
-        weights=weights,
-        precisions=("int8",) if precision == "int8" else ("fp32",),
-        force=force,
-        on_step=lambda text: on_progress(text, None),
-    )
-    ready, converted = _in_precision(source, precision, workspace, images, force, on_progress)
-    asked = _fit_fixed_batch(asked, ready)
     place = name_targets(wanted or (devices[0].capability,))
-    path = output or workspace.root / f"{source.stem}.{precision}.{place}.engine"
+
+    def build_again(source: Path, depthwise: DepthwiseOption, file: Path) -> BuildResult:
+        return build_engine(
+            source,
+            workspace=workspace,
+            precision="int8",
+            target=target,
+            runtime=runtime,
+            options=options,
+            images=images,
+            int8_depthwise=depthwise,
+            output=file,
+            use_cache=use_cache,
+            force=force,
+            on_progress=on_progress,
+        )
+
+    can_run = bool(devices) and (not wanted or devices[0].capability in wanted)
+    ready = ready_graph(
+        Request(graph, precision, workspace, model, weights, images, force, on_progress),
+        Int8Request(calib, int8_depthwise or "auto", chosen, can_run, build_again),
+        lambda stem: output or workspace.root / f"{stem}.{precision}.{place}.engine",
+    )
+    asked = fit_fixed_batch(asked, ready.graph.path)
     device = None if wanted else {"name": devices[0].name, "capability": devices[0].capability}
     request = {**asked.to_json(), "runtime": chosen.to_json(), "device": device}
+    told = {"int8_depthwise": ready.depthwise} if ready.depthwise else {}
     versions = tool_versions("polygraphy")
-    done = up_to_date(Engine, path, parent=ready.parent.sha256, options=request, versions=versions)
+    job = _Job(ready, asked, chosen, request | told, versions, (*notes, *ready.notes), devices, force)
+    parent = ready.graph.parent.sha256
+    done = up_to_date(Engine, ready.engine, parent=parent, options=job.request, versions=versions)
     if done is not None:
-        done = _proven(done, chosen, devices, ready.path)
-        return BuildResult(done, source.took, True, False, converted, tuple(done.facts["notes"]), ready.path)
-    require_clear(path, force=force)
+        return _result(job, _proven(done, chosen, devices, ready.graph.path), up_to_date=True)
+    require_clear(ready.engine, force=force)
 
-    key = cache_key(parent=ready.parent.sha256, options=request, versions=versions)
+    # How depthwise layers were chosen is in the graph: engines built to be timed are found again.
+    key = cache_key(parent=parent, options=request, versions=versions)
     cache = EngineCache(default_folder())
-    job = _Job(ready, asked, chosen, path, request, versions, tuple(notes), devices, force)
     with cache.locked(key, lambda: on_progress("waiting for another build of this engine", None)):
         found = cache.find(key) if use_cache else None
         if found is not None:
             # Another process may throw it out of the cache meanwhile: then it is built.
             with contextlib.suppress(FileNotFoundError):
                 artifact = _publish(job, lambda file: _link(found.path, file), found.facts)
-                return BuildResult(artifact, source.took, False, True, converted, tuple(notes), ready.path)
+                return _result(job, artifact, from_cache=True)
         artifact = _build(job, on_progress)
         cache.store(key, artifact.path, artifact.sha256, artifact.facts["build"])
-    return BuildResult(artifact, source.took, False, False, converted, tuple(notes), ready.path)
+    return _result(job, artifact)
 
 
 def _proven(engine: Engine, runtime: TensorRT, devices: list[Device], graph: Path) -> Engine:
@@ -166,10 +191,9 @@ def _proven(engine: Engine, runtime: TensorRT, devices: list[Device], graph: Pat
 class _Job:
     """What a build needs to know."""
 
-    graph: GraphSource
+    ready: ReadyGraph
     options: BuildOptions
     runtime: TensorRT
-    path: Path
     request: dict[str, Any]
     versions: dict[str, str]
     notes: tuple[str, ...]
@@ -179,6 +203,14 @@ class _Job:
     @property
     def targets(self) -> tuple[int, ...]:
         return self.options.targets or (self.devices[0].capability,)
+
+
+def _result(job: _Job, engine: Engine, *, up_to_date: bool = False, from_cache: bool = False) -> BuildResult:
+    ready = job.ready
+    notes = tuple(engine.facts["notes"])
+    return BuildResult(
+        engine, ready.graph.took, up_to_date, from_cache, ready.converted, notes, ready.graph.path, ready.quantised
+    )
 
 
 def _targets(target: str | None, devices: list[Device]) -> tuple[tuple[int, ...], list[str]]:
@@ -220,72 +252,19 @@ def _require_buildable(
     return wanted
 
 
-def _in_precision(
-    source: GraphSource,
-    precision: Precision,
-    workspace: Workspace,
-    images: Path | None,
-    force: bool,
-    on_progress: Callable[[str, float | None], None],
-) -> tuple[GraphSource, ConvertResult | None]:
-    """The graph in the precision asked for."""
-    if source.precision == precision:
-        return source, None
-    if precision == "int8" and source.precision == "fp32":
-        raise InputError(
-            f"{source.path} is fp32, the engine shall be int8",
-            hint="quantise it first: `vexport quantize --calib DIR`, or build it with --fp32 or --fp16",
-        )
-    if precision in ("fp32", "int8") or source.precision != "fp32":
-        raise InputError(
-            f"{source.path} is {source.precision}, the engine shall be {precision}",
-            hint=f"build it with --{source.precision}"
-            + ("" if precision == "int8" else ", or give the FP32 graph that it was made from"),
-        )
-    half: Literal["fp16", "bf16"] = "fp16" if precision == "fp16" else "bf16"
-    converted = convert_graph(
-        source, half, workspace=workspace, images=images, force=force, on_step=lambda text: on_progress(text, None)
-    )
-    graph = converted.artifact
-    facts = {**source.facts, "kept_fp32": converted.kept}
-    return GraphSource(graph.path, graph.as_parent(), precision, facts, source.took), converted
-
-
-def _fit_fixed_batch(asked: BuildOptions, ready: GraphSource) -> BuildOptions:
-    """Where the graph fixes its batch, what was left open of the profile is that batch."""
-    from vexport.graph.inspect import read_graph
-
-    graph = read_graph(ready.path, with_weights=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    axes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights]
-    if len(axes) != 1 or len(axes[0]) != 4:
-        raise InputError(
-            f"{ready.path} does not take one batch of images", hint="one input with 4 axes: images, channels, H and W"
-        )
-    first = axes[0][0]
-    if not first.HasField("dim_value") or first.dim_value < 1:
-        return asked
-    batch = first.dim_value
-    given = (asked.min_batch, asked.opt_batch, asked.max_batch)
-    least, tuned, most = (batch if side is None else side for side in given)
-    if (least, tuned, most) != (batch, batch, batch):
-        raise InputError(
-            f"the graph's batch is fixed to {batch}", hint="leave the batches out, or export it with an open batch"
-        )
-    return replace(asked, min_batch=batch, opt_batch=batch, max_batch=batch)
-
-
 def _build(job: _Job, on_progress: Callable[[str, float | None], None]) -> Engine:
     """Build anew. The plan stands under its final name only once its precision has been read back."""
     timing = None
     if job.runtime.has_timing_cache:
         device = job.devices[0].name.replace(" ", "_")
         timing = default_folder() / "timing" / f"{job.runtime.name}-{job.runtime.version}-{device}.cache"
+    graph = job.ready.graph
     built = build_plan(
-        job.graph.path,
+        graph.path,
         job.options,
         job.runtime,
-        kept_fp32=job.graph.facts.get("kept_fp32"),
+        kept_fp32=graph.facts.get("kept_fp32"),
+        int8=job.ready.int8,
         timing_cache=timing,
         on_progress=on_progress,
     )
@@ -294,13 +273,20 @@ def _build(job: _Job, on_progress: Callable[[str, float | None], None]) -> Engin
 
 
 def _build_facts(job: _Job, built: BuiltPlan) -> dict[str, Any]:
-    """What is true of the plan itself, wherever it is copied."""
-    return {
+    """What is true of the plan itself, wherever it is copied.
+
+    Raises:
+        PrecisionError: the builder says that a layer does not compute in what the graph says.
+    """
+    kept = job.ready.graph.facts.get("kept_fp32", {})
+    plan = job.ready.int8
+    report = {"precision_built": describe_read_back(built.built, plan, kept)} if plan else {}
+    return report | {
         "build_s": round(built.build_s, 3),
         "profile": built.profile,
         "network_layers": [layer.to_json() for layer in floating(built.layers)],
         "precision_network": count_precisions(built.layers),
-        "other_fp32": other_fp32(built.layers, job.options.precision, job.graph.facts.get("kept_fp32", {})),
+        "other_fp32": other_fp32(built.layers, job.options.precision, kept),
         "strongly_typed": job.runtime.strongly_typed,
         "timing_cache": job.runtime.has_timing_cache,
         "built_on": job.devices[0].name if job.devices else "a machine without a GPU",
@@ -308,7 +294,7 @@ def _build_facts(job: _Job, built: BuiltPlan) -> dict[str, Any]:
 
 
 def _publish(job: _Job, write: Callable[[Path], Any], build: dict[str, Any]) -> Engine:
-    graph, options = job.graph, job.options
+    graph, options = job.ready.graph, job.options
     facts = {key: value for key, value in graph.facts.items() if key != "max_abs_by_tensor"} | {
         "precision": options.precision,
         "runtime": job.runtime.to_json(),
@@ -322,7 +308,7 @@ def _publish(job: _Job, write: Callable[[Path], Any], build: dict[str, Any]) -> 
         "build": build,
         "notes": list(job.notes),
     }
-    with stage(job.path, force=job.force) as staging:
+    with stage(job.ready.engine, force=job.force) as staging:
         write(staging.path)
         draft = Manifest("engine", "", 0, graph.parent, job.request, facts, versions=job.versions)
         read_back, parity = _prove(job, staging.path, draft)
@@ -343,11 +329,15 @@ def _prove(job: _Job, plan: Path, draft: Manifest) -> tuple[dict[str, Any], dict
         return {"result": "not run", "reason": reason}, {
             "result": "not run",
             "reason": reason,
-            "with": job.graph.path.name,
+            "with": job.ready.graph.path.name,
         }
+    if job.options.precision == "int8":
+        from vexport.pipeline.prove_int8 import prove_int8_engine
+
+        return prove_int8_engine(plan, job.ready.graph.path, job.runtime, draft)
     from vexport.pipeline.prove_engine import prove_engine
 
-    return prove_engine(plan, job.graph.path, job.runtime, draft)
+    return prove_engine(plan, job.ready.graph.path, job.runtime, draft)
 
 
 def _link(source: Path, target: Path) -> None:

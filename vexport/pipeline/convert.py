@@ -83,7 +83,7 @@ def convert_graph(
     if source.precision != "fp32":
         raise InputError(f"{source.path} is {source.precision} already", hint="give the FP32 graph it was made from")
     target = workspace.root / f"{source.stem}.{precision}.onnx"
-    options = {"precision": precision, "images": _hash_images(images), "headroom": HEADROOM}
+    options = {"precision": precision, "images": hash_images(images), "headroom": HEADROOM}
     versions = tool_versions(*LIBRARIES)
     done = up_to_date(Graph, target, parent=source.parent.sha256, options=options, versions=versions)
     if done is not None:
@@ -103,7 +103,7 @@ def convert_graph(
 
     model = lift_constants(read_graph(source.path))
     name_nodes(model)
-    batches = _batches(source, images)
+    batches = sample_batches(source, images)
     on_step("measuring activations")
     max_abs = measure_ranges(source.path, batches)
     kept = overflowing_nodes(model, max_abs, largest(precision) / HEADROOM)
@@ -143,7 +143,7 @@ def convert_graph(
     return ConvertResult(artifact, False)
 
 
-def _hash_images(images: Path | None) -> str | None:
+def hash_images(images: Path | None) -> str | None:
     """Hash of the images that are taken, so that others mean another request."""
     if images is None:
         return None
@@ -166,7 +166,8 @@ def fixed_batch(model: onnx.ModelProto) -> int | None:
     return first.dim_value if first.HasField("dim_value") else None
 
 
-def _batches(source: GraphSource, images: Path | None) -> list[Array]:
+def sample_batches(source: GraphSource, images: Path | None) -> list[Array]:
+    """Images float32 (N, C, H, W) to measure and compare a graph on: from a folder, or random ones."""
     from vexport.run.compare import random_batches
     from vexport.run.images import load_images
     from vexport.run.ort import OrtRunner

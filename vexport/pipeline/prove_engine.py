@@ -139,7 +139,10 @@ def prove_pending(plan: Path, graphs: Sequence[Path] = ()) -> Manifest | str | N
             f"{plan.name} is still not proven against the graph that it was built from: put {manifest.parent.name} "
             f"(sha256 {manifest.parent.sha256[:12]}) beside it"
         )
-    read_back, entry = prove_engine(plan, graph, describe_runtime(manifest.facts["runtime"]["name"]), manifest)
+    from vexport.pipeline.prove_int8 import prove_int8_engine
+
+    prove = prove_int8_engine if manifest.facts["precision"] == "int8" else prove_engine
+    read_back, entry = prove(plan, graph, describe_runtime(manifest.facts["runtime"]["name"]), manifest)
     proven = replace(manifest, facts=manifest.facts | {"precision_engine": read_back}, parity=[entry])
     write_manifest(plan, proven)
     return proven

@@ -65,6 +65,7 @@ def stem_of(path: Path) -> str:
         ".fp16",
         ".bf16",
         ".int8",
+        ".int8-depthwise",
     ):
         stem = stem.removesuffix(suffix)
     return stem or path.name

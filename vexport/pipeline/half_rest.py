@@ -1,0 +1,244 @@
+"""INT8 graph to one whose rest is FP16: measure, give types, prove piece by piece and end to end, write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vexport.artifacts import Graph, Manifest
+from vexport.deps import tool_versions
+from vexport.errors import InputError, ParityError
+from vexport.pipeline.convert import (
+    HEADROOM,
+    LIBRARIES,
+    ConvertResult,
+    fixed_batch,
+    hash_images,
+    name_nodes,
+    sample_batches,
+    stamp_provenance,
+)
+from vexport.pipeline.graphs import GraphSource
+from vexport.workspace import Workspace, require_clear, stage, up_to_date
+
+if TYPE_CHECKING:
+    import onnx
+
+    from vexport.run.runner import Array
+
+Depthwise = Literal["on", "off"]
+# Depthwise convolutions in FP16 where nothing was measured: for these TensorRT for RTX 1.7 spreads INT8 activations and
+# weights to four channels per group, three of them zero, and quantises in a kernel of its own.
+DEFAULT: Depthwise = "off"
+# End to end a graph and the same one in other types differ where a value lies near the border of an INT8 step.
+LEAST_COSINE = 0.99
+LEAST_TOP1 = 0.95
+# Random batches, and batches of given images on which every piece is compared, which takes as long as both graphs.
+BATCHES = 2
+
+
+def derive_half_rest(
+    source: GraphSource,
+    depthwise: Depthwise = DEFAULT,
+    *,
+    workspace: Workspace,
+    images: Path | None = None,
+    force: bool = False,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> ConvertResult:
+    """Write the graph that is built: INT8 convolutions as they are, everything else in FP16, proven against it.
+
+    Args:
+        source: The INT8 graph, with FP32 between its Q/DQ nodes.
+        depthwise: Whether depthwise convolutions stay in INT8, or compute in FP16 on the weights that their INT8
+            weights stand for.
+        workspace: Where the result goes.
+        images: A folder of images on which activations are measured and answers compared; None takes random ones.
+        force: Overwrite a file that vexport did not write.
+        on_step: Told each step as it begins.
+
+    Raises:
+        InputError: the graph is not such a graph.
+        ParityError: the result does not agree; it has not been written then.
+    """
+    from vexport.graph.half_rest import depthwise_convs, int8_convs, take_out
+    from vexport.graph.inspect import read_graph
+    from vexport.graph.precision import lift_constants
+
+    model = lift_constants(read_graph(source.path))
+    name_nodes(model)
+    quantised = int8_convs(model)
+    out = [name for name in depthwise_convs(model) if name in quantised]
+    if not out:
+        depthwise = "off"  # one file for what is the same
+    name = "int8" if depthwise == "off" else "int8-depthwise"
+    target = workspace.root / f"{source.stem}.{name}.fp16.onnx"
+    options = {"rest": "fp16", "int8_depthwise": depthwise, "images": hash_images(images), "headroom": HEADROOM}
+    versions = tool_versions(*LIBRARIES)
+    done = up_to_date(Graph, target, parent=source.parent.sha256, options=options, versions=versions)
+    if done is not None:
+        return ConvertResult(done, True)
+    require_clear(target, force=force)
+    if depthwise == "off" and len(out) == len(quantised):
+        raise InputError(
+            f"every INT8 convolution of {source.path} is depthwise: none would be left",
+            hint="build it with --int8-depthwise on, or with --fp16",
+        )
+    typed = _give_types(source, take_out(model, out) if depthwise == "off" else model, images, on_step)
+    stamp_provenance(typed.half, source, "int8")
+    from vexport.graph.write import write_graph
+
+    with stage(target, force=force) as staging:
+        write_graph(typed.half, staging.path)
+        inputs = "random" if images is None else str(images)
+        parity = [
+            {"inputs": inputs, "with": source.path.name, **entry}
+            for entry in (
+                _prove_pieces(typed, on_step),
+                *_prove_answers(source.path, staging.path, typed, images is not None, on_step),
+            )
+        ]
+        facts = _facts(source, typed, model, depthwise, out)
+        artifact = staging.publish(
+            Graph,
+            lambda sha256, size: Manifest(
+                "graph", sha256, size, source.parent, options, facts, parity=parity, versions=versions
+            ),
+        )
+    return ConvertResult(artifact, False)
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """A graph before and after its rest was given FP16."""
+
+    before: onnx.ModelProto
+    half: onnx.ModelProto
+    kept: dict[str, str]
+    max_abs: dict[str, float]
+    batches: list[Array]
+
+
+def _give_types(
+    source: GraphSource, model: onnx.ModelProto, images: Path | None, on_step: Callable[[str], None]
+) -> _Typed:
+    from vexport.graph.half_rest import kept_nodes, make_rest_half, round_scales
+    from vexport.graph.precision import largest
+    from vexport.run.ranges import measure_ranges
+
+    before = round_scales(model)
+    batches = sample_batches(source, images)[: None if images else BATCHES]
+    on_step("measuring activations")
+    max_abs = measure_ranges(source.path, batches)
+    kept = kept_nodes(before, max_abs, largest("fp16") / HEADROOM)
+    on_step("giving FP16 to what is not INT8")
+    return _Typed(before, make_rest_half(before, keep=kept), kept, max_abs, batches)
+
+
+def _facts(
+    source: GraphSource, typed: _Typed, model: onnx.ModelProto, depthwise: Depthwise, out: Sequence[str]
+) -> dict[str, Any]:
+    from vexport.graph.half_rest import rest_weights
+    from vexport.graph.inspect import count_operators, count_parameters
+    from vexport.graph.quantize import DQ, Q, conv_edges
+
+    half = typed.half
+    moving = {node.name for node in half.graph.node if node.op_type in (Q, DQ)}
+    layers = conv_edges(half)
+    return source.facts | {
+        "precision": "int8",
+        "rest": "fp16",
+        "int8_depthwise": depthwise,
+        "taken_out": list(out) if depthwise == "off" else [],
+        "batch": fixed_batch(model),
+        # Q/DQ nodes compute nothing: they follow the layers beside them.
+        "kept_fp32": {name: reason for name, reason in typed.kept.items() if name not in moving},
+        "layers": [edges.to_json() for edges in layers],
+        "int8_convolutions": [edges.node for edges in layers if edges.quantised],
+        "weights": [row.to_json() for row in rest_weights(typed.before)],
+        "max_activation": max(typed.max_abs.values(), default=0.0),
+        "operators": count_operators(half),
+        "nodes": len(half.graph.node),
+        "parameters": count_parameters(half),
+        "opset": half.opset_import[0].version,
+        "notes": [],
+    }
+
+
+def _prove_pieces(typed: _Typed, on_step: Callable[[str], None]) -> dict[str, Any]:
+    """Every piece between Q/DQ nodes on the same INT8 values: within the tolerance of FP16.
+
+    Raises:
+        ParityError: with the tensors that differ by more.
+    """
+    from vexport.graph.precision import emulate_half
+    from vexport.graph.segments import compare_pieces
+    from vexport.run.compare import TOLERANCES
+    from vexport.run.pieces import measure_pieces
+
+    on_step("comparing piece by piece")
+    graph, names = compare_pieces(typed.before, emulate_half(typed.half))
+    batches = typed.batches[:BATCHES]
+    errors = measure_pieces(graph, names, batches)
+    tolerance = TOLERANCES["fp16"]
+    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
+    if wrong:
+        raise ParityError(
+            f"{len(wrong)} of {len(errors)} pieces of the graph differ once they are FP16",
+            details=[f"{name}: error {error:.2e}, the tolerance is {tolerance:.0e}" for name, error in wrong.items()][
+                :8
+            ],
+            hint="give real images with --images, or build with --fp16 or --fp32",
+        )
+    return {
+        "how": "each piece between Q/DQ nodes on the same INT8 values, every result rounded to FP16",
+        "images": sum(len(batch) for batch in batches),
+        "max_rel": max(errors.values()),
+        "tolerance": tolerance,
+        "pieces": errors,
+        "passed": True,
+    }
+
+
+def _prove_answers(
+    int8: Path, half: Path, typed: _Typed, real: bool, on_step: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """End to end: the answers with FP16 rounded as on a device, and of the file itself.
+
+    Raises:
+        ParityError: they are not those of the INT8 graph.
+    """
+    from vexport.graph.precision import emulate_half
+    from vexport.run.compare import compare
+    from vexport.run.ort import OrtRunner
+
+    on_step("comparing with the INT8 graph")
+    ways: list[tuple[str, Path | bytes]] = [
+        ("FP32 arithmetic, every result rounded to FP16", emulate_half(typed.half).SerializeToString()),
+        ("the file in ONNX Runtime on the CPU", half),
+    ]
+    least_top1 = LEAST_TOP1 if real else 0.0
+    entries = []
+    with OrtRunner(int8) as reference:
+        for how, graph in ways:
+            with OrtRunner(graph) as other:
+                found = compare(reference, other, typed.batches, math.inf)
+            passed = found.finite and found.cosine >= LEAST_COSINE and found.top1_agreement >= least_top1
+            entry = {"how": how, **found.to_json(), "least_cosine": LEAST_COSINE, "least_top1": least_top1}
+            # Its error has no tolerance: the pieces have.
+            del entry["tolerance"]
+            if not passed:
+                raise ParityError(
+                    f"with FP16 around its INT8 layers {int8.name} answers otherwise",
+                    details=[
+                        f"cosine {found.cosine:.5f}, {LEAST_COSINE:g} is asked for",
+                        f"the same class on {found.top1_agreement:.1%} of {found.images} images"
+                        + (f", {least_top1:.0%} is asked for" if least_top1 else ""),
+                    ],
+                    hint="give real images with --images, or build with --fp16",
+                )
+            entries.append(entry | {"passed": True})
+    return entries
