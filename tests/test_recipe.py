@@ -221,7 +221,7 @@ PUBLISHED = {
 
 def test_every_variant_has_a_recipe() -> None:
     assert PUBLISHED.keys() == VARIANTS.keys()
-    assert set(shipped_recipes()) - PUBLISHED.keys() == {"cifar10", "quickstart", "vanillanet_13_n4_kd"}
+    assert set(shipped_recipes()) - PUBLISHED.keys() == {"cifar10", "cifar10_qat", "quickstart", "vanillanet_13_n4_kd"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -357,6 +357,41 @@ def test_hash_is_of_the_content(write: Write) -> None:
     assert recipe_hash(load_recipe(write(reordered))) == first
     assert recipe_hash(load_recipe(write(GOOD + "seed: 0\n"))) == first, "a default that is written out"
     assert recipe_hash(load_recipe(write(GOOD), ["seed=1"])) != first
+
+
+def test_what_quantisation_aware_training_asks_for(write: Write) -> None:
+    found = details(write(GOOD), ["qat.images=0", "qat.method=max"])
+    assert sorted(found) == [
+        "--set qat.images: should be greater than or equal to 1, not 0",
+        "--set qat.method: should be 'minmax', 'percentile', 'entropy' or 'mse', not 'max'",
+        "--set qat.start_from: needed, and not given",
+    ]
+    start = ["qat.start_from=x.safetensors", "deep_training.decay_epochs=0", "schedule.warmup_epochs=0", "epochs=1"]
+    plan = load_recipe(write(GOOD), start)
+    assert plan.qat is not None
+    assert (plan.qat.start_from, plan.qat.images, plan.qat.method) == ("x.safetensors", 512, "mse")
+    found = details(
+        write(GOOD), [*start, "deep_training.decay_epochs=1", "network.init_from=y", "compute.precision=bf16"]
+    )
+    assert sorted(found) == [
+        "--set compute.precision: bf16 should be fp32 with qat: steps of INT8 would be rounded once more",
+        "--set deep_training.decay_epochs: should be 0 with qat: the deployed form has no slope",
+        "--set network.init_from: should be null with qat, which starts from qat.start_from",
+    ]
+    assert recipe_hash(load_recipe(write(GOOD), start)) != recipe_hash(load_recipe(write(GOOD), start[1:]))
+
+
+def test_the_shipped_recipe_starts_from_what_it_inherits() -> None:
+    base, fine = load_recipe("cifar10"), load_recipe("cifar10_qat")
+    assert fine.qat is not None
+    assert fine.qat.start_from == "cifar10"
+    assert (fine.network, fine.data, fine.loss, fine.batch_size) == (
+        base.network,
+        base.data,
+        base.loss,
+        base.batch_size,
+    )
+    assert fine.optimizer.lr == base.optimizer.lr / 10
 
 
 def test_hash_does_not_drift() -> None:

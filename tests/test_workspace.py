@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from vexport.artifacts import Artifact, Checkpoint, Graph, Manifest, Parent, Preprocessing
 from vexport.errors import WorkspaceError
@@ -130,6 +134,66 @@ def test_external_data_moves_along(target: Path) -> None:
     external_data_path(target).write_text("WEIGHTS")
     assert hash_file(target) != graph.sha256
     assert load_artifact(target) is None
+
+
+def graph_with(folder: Path, location: str, values: float = 1.0, *, where: str = "initializer") -> Path:
+    """A graph whose weight is in a file of its own."""
+    weight = numpy_helper.from_array(np.full(4, values, np.float32), "w")
+    (folder / location).parent.mkdir(parents=True, exist_ok=True)
+    (folder / location).write_bytes(weight.raw_data)
+    onnx.external_data_helper.set_external_data(weight, location)
+    weight.ClearField("raw_data")
+    constant = helper.make_node("Constant", [], ["w"], value=weight) if where != "initializer" else None
+    inner = helper.make_graph([constant] if constant else [], "inner", [], [], [] if constant else [weight])
+    branch = helper.make_node("If", ["c"], ["w"], then_branch=inner, else_branch=inner)
+    graph = helper.make_graph([branch], "outer", [], []) if where == "subgraph" else inner
+    (folder / "net.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    return folder / "net.onnx"
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "net.onnx_data", "net.onnx.data", "parts/a.bin"])
+@pytest.mark.parametrize("where", ["initializer", "constant", "subgraph"])
+def test_external_data_counts_whatever_it_is_called(tmp_path: Path, location: str, where: str) -> None:
+    graph = graph_with(tmp_path, location, where=where)
+    before = hash_file(graph)
+    assert size_bytes(graph) == graph.stat().st_size + 16
+    (tmp_path / location).write_bytes(np.full(4, 2, np.float32).tobytes())
+    changed = hash_file(graph)
+    assert changed != before
+    (tmp_path / location).unlink()
+    assert hash_file(graph) not in (before, changed)
+
+
+def test_data_outside_the_graphs_folder_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for location in ("../outside.bin", str(tmp_path / "absolute.bin")):
+        graph = graph_with(folder, location)
+        assert hash_file(graph) == hashlib.sha256(graph.read_bytes()).hexdigest()
+
+
+def test_what_is_no_graph_is_hashed_as_it_is(tmp_path: Path) -> None:
+    """Even where it speaks of locations, at the very edge of two chunks."""
+    for name, content in (
+        ("no.onnx", b"location"),
+        ("far.onnx", b"x" * ((1 << 22) - 3) + b"location"),
+        ("e.onnx", b""),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert hash_file(tmp_path / name) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_location_at_the_edge_of_two_chunks_is_found(tmp_path: Path) -> None:
+    graph = graph_with(tmp_path, "weights.bin")
+    model = onnx.load(graph, load_external_data=False)
+    # The text before it moves the word over the edge, one byte at a time.
+    base = graph.read_bytes().index(b"location")
+    for shift in (1, 4, 8):
+        model.producer_name = "x" * ((1 << 22) - base - shift - 5)
+        content = model.SerializeToString()
+        graph.write_bytes(content)
+        assert (1 << 22) - 8 <= content.index(b"location") <= (1 << 22)
+        assert size_bytes(graph) == len(content) + 16
 
 
 def test_external_data_goes_with_the_graph_that_had_it(target: Path) -> None:

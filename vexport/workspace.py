@@ -40,7 +40,7 @@ def external_data_path(graph: Path) -> Path:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, and of the external data beside it, read in chunks."""
+    """SHA-256 of a file, and of a graph's external data, whatever that is called; read in chunks."""
     digest = hashlib.sha256()
     for part in _parts(path):
         with part.open("rb") as stream:
@@ -55,8 +55,53 @@ def size_bytes(path: Path) -> int:
 
 
 def _parts(path: Path) -> list[Path]:
+    if path.suffix != ".onnx":
+        return [path]
     data = external_data_path(path)
-    return [path, data] if path.suffix == ".onnx" and data.exists() else [path]
+    return [path, *dict.fromkeys([*([data] if data.exists() else []), *_named_data(path)])]
+
+
+def _named_data(graph: Path) -> list[Path]:
+    """The files that a graph names as its external data, as other tools call them: those that are there."""
+    if not _contains(graph, _LOCATION):
+        return []
+    import onnx  # seldom needed, and slow to import
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(graph, load_external_data=False)
+    except (DecodeError, ValueError):  # no graph: only its own bytes count
+        return []
+    named = {
+        entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == _LOCATION.decode()
+    }
+    # onnx reads no data outside the graph's folder.
+    inside = [name for name in sorted(named) if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    return [path for path in (graph.parent / name for name in inside) if path.is_file()]
+
+
+_LOCATION = b"location"  # the key under which a tensor names the file of its data
+
+
+def _contains(path: Path, wanted: bytes) -> bool:
+    before = b""
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            if wanted in before + chunk:
+                return True
+            before = chunk[1 - len(wanted) :]
+    return False
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every tensor of a protobuf message: weights, and those in attributes, subgraphs and functions."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(child)
 
 
 def require_file(path: Path, what: str = "checkpoint") -> None:

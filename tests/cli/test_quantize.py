@@ -123,7 +123,10 @@ def test_a_missed_gate_exits_with_3_and_ranks_the_layers(invoke: Invoke, images:
     as_json = invoke(*naive, "--json")
     assert json.loads(as_json.stdout)["exit_code"] == 3
     assert invoke(*naive, "--keep", "second").exit_code == 0
-    assert invoke(*naive, "--max-drop", "100").exit_code == 0
+    few = invoke(*naive, "--max-drop", "100")
+    assert few.exit_code == 3
+    assert "error: 15 labelled images are too few to count on, and INT8 answers otherwise" in few.stderr
+    assert invoke(*naive, "--max-drop", "100", "--images", "60").exit_code == 0
     mixed = invoke(*naive[:-1])
     assert mixed.exit_code == 0
     assert "2 of 3 convolutions take INT8" in mixed.stdout

@@ -65,7 +65,7 @@ def test_an_fp32_graph_is_quantised_on_the_way(invoke: Invoke, graph: Path, imag
     assert "graph: vexport-out/colours.int8.onnx, quantised just now from colours.onnx" in result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].startswith("vexport-out/colours.int8.onnx  ")
-    assert any(line.startswith("against INT8 on 8 random images: error ") for line in lines)
+    assert any(line.startswith("against INT8 on 8 given images: error ") for line in lines)
     assert any(line.startswith("vexport-out/colours.int8.fp16.onnx  ") for line in lines)
     assert "INT8 layers: 2 of 3 convolutions" in lines
     assert "precision in the network, binding for the builder: convolution 2 INT8, 1 FP16" in lines

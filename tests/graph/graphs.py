@@ -103,3 +103,25 @@ def resnet50(classes: int = 1000) -> onnx.ModelProto:
     last = draft.add("Flatten", [draft.add("GlobalAveragePool", [last], "pool")], "flat")
     weight = draft.weight("fc.weight", classes, width)
     return draft.model(draft.add("Gemm", [last, weight, draft.weight("fc.bias", classes)], "y", transB=1))
+
+
+def two_layers(kind: int = TensorProto.FLOAT, batch: int | str = "n") -> onnx.ModelProto:
+    """conv a - relu - pool - conv b - flatten."""
+    draft = Draft([batch, 3, 8, 8], kind)
+    relu = draft.add("Relu", [draft.conv("x", "a", 3, 16, 3)], "a.relu")
+    pool = draft.add("MaxPool", [relu], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    return draft.model(draft.add("Flatten", [draft.conv(pool, "b", 16, 4)], "y"))
+
+
+def qdq(*, shared: bool = False) -> onnx.ModelProto:
+    """x -> Q/DQ -> conv a -> Relu -> Q/DQ -> conv b, weights in INT8 behind DequantizeLinear."""
+    draft = Draft(["n", 3, 8, 8])
+
+    def conv(source: str, name: str, taken: int, given: int) -> str:
+        weight = draft.weight(f"{name}.weight", given, taken, 1, 1, kind=TensorProto.INT8)
+        draft.add("DequantizeLinear", [weight, *draft.scale(f"{name}.w", given)], f"{name}.w.dq", axis=0)
+        return draft.add("Conv", [source, f"{name}.w.dq", draft.weight(f"{name}.bias", given)], name)
+
+    relu = draft.add("Relu", [conv(draft.quantized("x", "x"), "a", 3, 16)], "a.relu")
+    b = conv(draft.quantized(relu, "m"), "b", 16, 4)
+    return draft.model(b, relu) if shared else draft.model(b)

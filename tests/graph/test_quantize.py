@@ -11,7 +11,8 @@ import pytest
 from colours import CONVS, colour_graph, prepared
 from onnx import TensorProto, helper, numpy_helper
 
-from vexport.errors import InputError
+from vexport.errors import ExportError, InputError
+from vexport.graph.opset import set_opset
 from vexport.graph.precision import graph_precision
 from vexport.graph.quantize import conv_edges, conv_inputs, conv_nodes, quantize, require_convs
 
@@ -166,6 +167,78 @@ def test_an_old_opset_is_raised() -> None:
     onnx.checker.check_model(made, full_check=True)
 
 
+def contributed_graph(opset: int = 18, *, declared: bool = True) -> onnx.ModelProto:
+    """Three convolutions with an operator between them that onnx has no definition of."""
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(3, 3, 1, 1)).astype(np.float32), "w")
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["a"], name="a"),
+        helper.make_node("Gelu", ["a"], ["gelu"], name="gelu", domain="com.microsoft"),
+        helper.make_node("Conv", ["gelu", "w"], ["b"], name="b"),
+        helper.make_node("Dropout", ["b"], ["dropped"], name="dropout"),  # of another definition before opset 12
+        helper.make_node("Conv", ["dropped", "w"], ["c"], name="c"),
+        helper.make_node("GlobalAveragePool", ["c"], ["mean"], name="mean"),
+        helper.make_node("Flatten", ["mean"], ["logits"], name="flatten"),
+    ]
+    sides = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("input", ["n", 3, 8, 8]), ("logits", ["n", 3]))
+    ]
+    domains = [helper.make_opsetid("", opset), *[helper.make_opsetid("com.microsoft", 1)] * declared]
+    graph = helper.make_graph(nodes, "contributed", sides[:1], sides[1:], [weight])
+    return helper.make_model(graph, opset_imports=domains, ir_version=8)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18])
+def test_behind_operators_that_onnx_does_not_know(opset: int) -> None:
+    model, images = contributed_graph(opset), prepared(4)
+    made = quantize(model, {"input": 4.0, "gelu": 9.0, "dropped": 40.0})
+    assert [(edge.node, edge.quantised) for edge in conv_edges(made)] == [("a", True), ("b", True), ("c", True)]
+    assert {entry.domain: entry.version for entry in made.opset_import} == {"": max(opset, 18), "com.microsoft": 1}
+    before, after = run(model, images), run(made, images)
+    assert 0 < np.abs(before - after).max() / np.abs(before).max() < 0.2
+
+
+def test_a_type_that_is_said_to_be_unknown_is_known() -> None:
+    """Some tools write a tensor's shape without its type."""
+    model = contributed_graph()
+    model.graph.value_info.add().name = "gelu"
+    made = quantize(model, {"input": 4.0, "gelu": 9.0, "dropped": 40.0})
+    assert all(edge.quantised for edge in conv_edges(made))
+
+
+def test_a_convolution_that_onnx_runtime_skips_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    asks = QDQQuantizer._is_tensor_quantizable
+    monkeypatch.setattr(
+        QDQQuantizer, "_is_tensor_quantizable", lambda self, name: name != "pooled" and asks(self, name)
+    )
+    with pytest.raises(ExportError, match=r"left 1 convolution\(s\) in FP32") as caught:
+        quantize(colour_graph(), RANGES)
+    assert caught.value.details == ("second",)
+    assert "--keep" in caught.value.hint
+    quantize(colour_graph(), RANGES, keep=["second"])
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+def test_a_domain_that_is_not_declared(opset: int) -> None:
+    with pytest.raises(ExportError, match=r"cannot quantise the graph|cannot be written in opset 18") as caught:
+        quantize(contributed_graph(opset, declared=False), {"input": 4.0, "gelu": 9.0, "dropped": 40.0})
+    assert "com.microsoft" in caught.value.details[0]
+
+
+def test_another_opset_keeps_the_other_domains() -> None:
+    assert [(one.domain, one.version) for one in set_opset(contributed_graph(13), 17).opset_import] == [
+        ("", 17),
+        ("com.microsoft", 1),
+    ]
+    model = colour_graph()
+    model.opset_import.append(helper.make_opsetid("my.own", 3))
+    made = set_opset(model, 15)
+    assert {one.domain: one.version for one in made.opset_import} == {"": 15, "my.own": 3}
+    assert made.ir_version == 8
+
+
 def test_dead_tensors_and_channels_have_usable_scales() -> None:
     model = colour_graph()
     for tensor in model.graph.initializer:
@@ -214,6 +287,69 @@ def test_what_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         quantize(model, {"input": 1.0})
     assert caught.value.details == ("pooled: missing", "second: missing")
+
+
+def test_no_convolution_to_quantise() -> None:
+    model = colour_graph()
+    for node in model.graph.node:
+        node.op_type = (
+            "ConvInteger" if node.name == "last" else "QLinearConv" if node.op_type == "Conv" else node.op_type
+        )
+    for keep in ((), ("last",)):
+        with pytest.raises(InputError, match="quantised already") as caught:
+            require_convs(model, keep)
+        assert caught.value.details == ("its 3 convolution(s) are integer operators: ConvInteger, QLinearConv",)
+        assert "FP32" in caught.value.hint
+    computed = colour_graph()
+    computed.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.dims)
+        for tensor in computed.graph.initializer
+    )
+    del computed.graph.initializer[:]
+    with pytest.raises(InputError, match="no convolution with constant weights") as caught:
+        require_convs(computed, [])
+    assert caught.value.details == ("3 convolution(s) take weights that are computed",)
+    assert "keep" not in str(caught.value)
+    del computed.graph.node[:]
+    with pytest.raises(InputError, match="no convolution with constant weights") as caught:
+        require_convs(computed, [])
+    assert caught.value.details == ()
+
+
+def by_another_tool(made: onnx.ModelProto, scale: np.ndarray, *, constant: bool) -> onnx.ModelProto:
+    """The scale of what `second` takes, stored otherwise."""
+    for node in made.graph.node:
+        if node.name in ("pooled_QuantizeLinear", "pooled_DequantizeLinear"):
+            node.input[1] = "other"
+    tensor = numpy_helper.from_array(scale, "other")
+    if constant:
+        made.graph.node.insert(0, helper.make_node("Constant", [], ["other"], name="constant", value=tensor))
+    else:
+        made.graph.initializer.append(tensor)
+    return made
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_scales_as_other_tools_keep_them(constant: bool, shape: tuple[int, ...]) -> None:
+    made = by_another_tool(quantize(colour_graph(), RANGES), np.full(shape, 0.25, np.float32), constant=constant)
+    before = made.SerializeToString()
+    assert [edge.input_scale for edge in conv_edges(made)][1] == 0.25
+    assert made.SerializeToString() == before
+
+
+def test_scales_that_no_convolution_can_have() -> None:
+    made = quantize(colour_graph(), RANGES)
+    with pytest.raises(InputError, match="pooled_QuantizeLinear has 6 scales for the tensor pooled"):
+        conv_edges(by_another_tool(made, np.full(6, 0.25, np.float32), constant=False))
+    made = quantize(colour_graph(), RANGES)
+    for name in ("pooled_QuantizeLinear", "second.weight_DequantizeLinear"):
+        computed = onnx.ModelProto()
+        computed.CopyFrom(made)
+        (node,) = (node for node in computed.graph.node if node.name == name)
+        node.input[1] = "computed"
+        with pytest.raises(InputError, match=f"the scale of {name} is not a constant"):
+            conv_edges(computed)
 
 
 def test_scales_that_disagree_are_named() -> None:

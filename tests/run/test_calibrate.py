@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from colours import colour_graph, prepared
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from vexport.errors import InputError
 from vexport.run.calibrate import BINS, ImageBatch, StreamedHistogram, collect_statistics
@@ -93,6 +93,65 @@ def test_a_fixed_batch_is_filled_up_and_that_does_not_count() -> None:
     free = collect_statistics(colour_graph(), TENSORS, batches(images, 4)).histograms
     assert {name: one.values for name, one in fixed.items()} == {name: one.values for name, one in free.items()}
     assert all(fixed[name].largest == pytest.approx(free[name].largest) for name in TENSORS)
+
+
+def windowed(batch: int | str = "n") -> onnx.ModelProto:
+    """The second convolution takes each image in four windows, which lie on the first axis."""
+    model = colour_graph(batch=batch)
+    tensors = {
+        "split": np.array([0, 6, 2, 2, 2, 2]),
+        "windows": np.array([-1, 6, 2, 2]),
+        "joined": np.array([-1, 2, 2, 6, 2, 2]),
+        "whole": np.array([-1, 6, 4, 4]),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(value, f"{name}.shape") for name, value in tensors.items())
+    nodes = {node.name: node for node in model.graph.node}
+    nodes["second"].input[0] = "windows"
+    place = list(model.graph.node).index(nodes["second"])
+    for name, node in (
+        ("windows", helper.make_node("Reshape", ["moved", "windows.shape"], ["windows"])),
+        ("moved", helper.make_node("Transpose", ["split"], ["moved"], perm=[0, 2, 4, 1, 3, 5])),
+        ("split", helper.make_node("Reshape", ["pooled", "split.shape"], ["split"])),
+    ):
+        node.name = name
+        model.graph.node.insert(place, node)
+    nodes["last"].input[0] = "whole"
+    place = list(model.graph.node).index(nodes["last"])
+    for name, node in (
+        ("whole", helper.make_node("Reshape", ["back", "whole.shape"], ["whole"])),
+        ("back", helper.make_node("Transpose", ["joined"], ["back"], perm=[0, 3, 1, 4, 2, 5])),
+        ("joined", helper.make_node("Reshape", ["second", "joined.shape"], ["joined"])),
+    ):
+        node.name = name
+        model.graph.node.insert(place, node)
+    return model
+
+
+@pytest.mark.parametrize(("batch", "size"), [("n", 5), ("n", 1), (4, 4)])
+def test_windows_on_the_first_axis_count_in_full(batch: int | str, size: int) -> None:
+    images = prepared(8)
+    found = collect_statistics(windowed(batch), ["pooled", "windows"], batches(images, size))
+    assert same(found.histograms["windows"], found.histograms["pooled"])
+    assert found.histograms["windows"].values == 8 * 6 * 16
+    np.testing.assert_array_equal(found.channels.largest["windows"], found.channels.largest["pooled"])
+    assert found.channels.images == 8
+
+
+def test_windows_of_images_that_fill_a_batch_are_refused() -> None:
+    with pytest.raises(
+        InputError, match="the first axis of the activation windows is 16, not the batch of 4"
+    ) as caught:
+        collect_statistics(windowed(4), ["pooled", "windows"], batches(prepared(10), 4))
+    assert "open batch" in caught.value.hint
+    assert collect_statistics(windowed(4), ["pooled"], batches(prepared(10), 4)).histograms["pooled"].values == 10 * 96
+
+
+def test_windows_that_are_no_numbers_are_named() -> None:
+    images = prepared(8)
+    images[6, 0, 0, 0] = np.inf
+    with pytest.raises(InputError, match="the activation windows is infinite in image batch 2") as caught:
+        collect_statistics(windowed(), ["windows"], batches(images, 4))
+    assert caught.value.details == ("on some of its 4 images, from 4.png to 7.png",)
 
 
 def spoilt(value: float) -> onnx.ModelProto:

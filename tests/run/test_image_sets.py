@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import shutil
 import tarfile
+import tempfile
+import zipfile
 from collections import Counter
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +20,8 @@ from colours import pixels, prepared, save_images
 from PIL import Image
 
 from vexport.artifacts import Preprocessing
-from vexport.errors import InputError
-from vexport.run.calibration_images import Loader, describe_images, digest, split_images
+from vexport.errors import InputError, WorkspaceError
+from vexport.run.calibration_images import Loader, Split, describe_images, digest, split_images
 from vexport.run.image_sets import open_images
 
 HOW = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3, 1.0, "bilinear")
@@ -62,6 +69,55 @@ def test_a_tars_members_stay_where_they_are_put(tmp_path: Path) -> None:
     assert set(tmp_path.parent.rglob("*")) == before
 
 
+def test_a_tar_of_a_folder_from_within_has_the_same_names(folder: Path, tmp_path: Path) -> None:
+    """`tar -C images .` puts `./` before every name, and takes what is hidden."""
+    for name in (".cache/x.png", "red/.thumbs/deep/x.png", "red/.x.png"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(pixels(0, 0)).save(folder / name)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(folder, ".")
+        assert "./.cache/x.png" in archive.getnames()
+    seen = []
+    for path in (folder, tmp_path / "a.tar"):
+        with open_images(path, HOW) as images:
+            images.fetch(images.names)
+            split = split_images(images.names, 12, 0)
+            seen.append((images.names, digest(describe_images(images, split))))
+            assert images.load("red/000.png").shape == (3, 8, 8)
+    assert seen[0] == seen[1]
+    assert len(seen[0][0]) == 30
+
+
+@pytest.mark.parametrize("mode", ["gz", "xz", "bz2"])
+def test_a_damaged_tar_is_named(folder: Path, tmp_path: Path, mode: str) -> None:
+    path = tar_of(folder, tmp_path / f"a.tar.{mode}", f"w:{mode}")
+    content = path.read_bytes()
+    rng, said = np.random.default_rng(0), []
+    for place in rng.integers(0, len(content), 60):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            with open_images(path, HOW) as images:
+                images.fetch(images.names)
+        except InputError as error:
+            said.append(error.message)
+    assert len(said) > 10
+    assert all("is not a whole tar" in message or "no image in" in message for message in said)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="is not a whole tar"), open_images(path, HOW) as images:
+        images.fetch(images.names)
+
+
+def test_a_tar_with_a_header_of_nonsense_is_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("a.png")
+        member.pax_headers = {"GNU.sparse.map": "here,there"}
+        archive.addfile(member)
+    with pytest.raises(InputError, match="is not a whole tar"), open_images(tmp_path / "a.tar", HOW):
+        pass
+
+
 @pytest.mark.parametrize("name", ["x.npy", "x.npz"])
 def test_arrays(tmp_path: Path, name: str) -> None:
     values = prepared(20)
@@ -99,6 +155,141 @@ def test_arrays_that_do_not_fit(tmp_path: Path) -> None:
             pass
     with open_images(tmp_path / "one.npz", HOW) as images:
         assert len(images.names) == 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "says"),
+    [("<f8", "float64"), ("<f2", "float16"), (">f4", r"float32 in another byte order \(>f4\)")],
+)
+def test_other_floating_types_are_to_be_converted(tmp_path: Path, dtype: str, says: str) -> None:
+    np.save(tmp_path / "x.npy", prepared(4).astype(dtype))
+    with pytest.raises(InputError, match=f"holds {says}, not float32") as caught, open_images(tmp_path / "x.npy", HOW):
+        pass
+    assert "astype(np.float32)" in caught.value.hint
+    assert "255" not in caught.value.hint
+
+
+def test_pixels_are_not_to_be_converted(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 3, 8, 8), np.uint8))
+    with pytest.raises(InputError, match="holds uint8, not float32") as caught, open_images(tmp_path / "x.npy", HOW):
+        pass
+    assert "normalised" in caught.value.hint
+    assert "astype" not in caught.value.hint
+
+
+def patched(content: bytes, before: bytes, after: bytes) -> bytes:
+    assert before in content
+    return content.replace(before, after)
+
+
+def test_damaged_arrays(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", prepared(4))
+    np.savez(tmp_path / "x.npz", images=prepared(4))
+    npy, npz = ((tmp_path / name).read_bytes() for name in ("x.npy", "x.npz"))
+    broken = {
+        "header.npy": patched(npy, b"'shape': (4, ", b"'shape': (((("),
+        "indented.npy": patched(npy, b"{'descr'", b"\n  a\n b "),
+        "huge.npy": patched(npy, b"(4, 3, 8, 8), }", b"(4, 3, 8, 9**9"),
+        "cut.npy": npy[:-1],
+        "cut.npz": npz[: len(npz) // 2],
+    }
+    # A flag says that it is encrypted; a number names a compression that there is none of.
+    place = npz.index(b"PK\x01\x02")
+    secret, unknown = bytearray(npz), bytearray(npz)
+    secret[place + 8] |= 1
+    secret[6] |= 1
+    unknown[place + 10] = unknown[8] = 77
+    broken["secret.npz"], broken["unknown.npz"] = bytes(secret), bytes(unknown)
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="is not a whole array") as caught, open_images(tmp_path / name, HOW):
+            pass
+        assert caught.value.hint, name
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 3, 8, 1" + "0" * 22 + ")}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-4, 3, 8, 8)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 3, 8, 8)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "-" * 9000 + "1,)}",
+        "{'descr': ('<f4',), 'fortran_order': False, 'shape': (4, 3, 8, 8)}",
+        "{'descr': '<f4', 1: 2}",
+        "{[]: 1}",
+    ],
+    ids=["long", "negative", "truth", "deep", "lookup", "keys", "unhashable"],
+)
+def test_odd_headers_of_arrays(tmp_path: Path, header: str) -> None:
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(3072)
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(InputError, match="is not a whole array"), open_images(tmp_path / "x.npy", HOW):
+        pass
+
+
+def test_an_archive_of_another_compression(tmp_path: Path) -> None:
+    """numpy reads what zipfile does; damaged, each decompressor has errors of its own."""
+    buffer = io.BytesIO()
+    np.save(buffer, prepared(4))
+    path = tmp_path / "x.npz"
+    for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("images.npy", buffer.getvalue())
+        with open_images(path, HOW) as images:
+            assert len(images.names) == 4
+        content = bytearray(path.read_bytes())
+        content[80:120] = b"\xff" * 40
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is not a whole array"), open_images(path, HOW):
+            pass
+
+
+def test_flipped_bits_of_an_array_raise_nothing_else(tmp_path: Path) -> None:
+    for name, save in (("x.npy", np.save), ("x.npz", np.savez_compressed)):
+        path = tmp_path / name
+        save(path, prepared(2))  # type: ignore[operator]
+        content, rng = path.read_bytes(), np.random.default_rng(0)
+        ends = [*range(128), *range(len(content) - 128, len(content))]
+        for place in (*ends, *rng.integers(0, len(content), 64)):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            with suppress(InputError), open_images(path, HOW) as images:
+                images.load(images.names[0])
+
+
+def test_a_full_disk_is_not_a_damaged_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "x.npz", images=prepared(4))
+    tar_of(folder, tmp_path / "a.tar")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "scratch").mkdir()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    for name in ("x.npz", "a.tar"):
+        says = f"no space left to unpack .*{name}"
+        with pytest.raises(WorkspaceError, match=says) as caught, open_images(tmp_path / name, HOW) as images:
+            images.fetch(images.names)
+        assert str(tmp_path / "scratch") in caught.value.hint
+        assert "TMPDIR" in caught.value.hint
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_broken_link_is_skipped_as_a_damaged_image_is(folder: Path) -> None:
+    (folder / "red" / "000.png").unlink()
+    (folder / "red" / "000.png").symlink_to("nowhere.png")
+    with open_images(folder, HOW) as images:
+        split = split_images(images.names, 30, 0)
+        described = {entry["name"]: entry["sha256"] for entry in describe_images(images, split)}
+        assert [name for name, sha256 in described.items() if sha256 is None] == ["red/000.png"]
+        assert len(digest(describe_images(images, split))) == 64
+        loader = Loader(images, 4)
+        assert sum(len(batch.names) for batch in loader.batches(images.names)) == 29
+        assert list(loader.skipped) == ["red/000.png"]
+        assert "No such file" in loader.skipped["red/000.png"]
 
 
 def test_nan_pixels_are_skipped_by_name(tmp_path: Path) -> None:
@@ -140,8 +331,28 @@ def test_the_choice_is_seeded_and_spread() -> None:
     assert split == split_images(names, 160, 0)
     assert split != split_images(names, 160, 1)
     everything = split_images(names, 5000, 0)
+    assert set(split_images(names, 5000, 1).held_out) != set(everything.held_out)
+    assert split_images(names, 5000, 0) == everything
     assert (len(everything.held_out), everything.unused) == (125, ())
     assert len(split_images([*names, *(f"z/{i}" for i in range(2000))], 5000, 0).held_out) == 128
+
+
+@pytest.mark.parametrize("count", [2, 3, 16, 500, 1000, 2000])
+def test_the_held_out_images_are_drawn_one_of_each_stretch(count: int) -> None:
+    names = [f"{index:04}" for index in range(count)]
+    splits = [split_images(names, 4096, seed) for seed in range(20)]
+    held = min(128, max(1, count // 8))
+    edges = [index * count // held for index in range(held + 1)]
+    for split in splits:
+        places = [int(name) for name in split.held_out]
+        assert all(first <= place < last for place, (first, last) in zip(places, pairwise(edges), strict=True))
+        assert sorted((*split.calibration, *split.held_out)) == names
+        assert split.unused == ()
+    assert len({split.held_out for split in splits}) == {2: 2, 3: 3, 16: 16}.get(count, 20)
+    if count == 500:
+        # Every place has its turn.
+        first = {int(split_images(names, 4096, seed).held_out[0]) for seed in range(100)}
+        assert first == set(range(edges[1]))
 
 
 def test_two_images_are_the_least() -> None:
@@ -161,6 +372,19 @@ def test_the_digest_is_of_names_contents_and_parts(folder: Path) -> None:
         assert first == digest(describe_images(images, split_images(images.names, 12, 0)))
         assert first != digest(describe_images(images, split_images(images.names, 12, 1)))
         split = split_images(images.names, 12, 0)
+        (one, *others), (held, *rest) = split.calibration, split.held_out
+        swapped = Split((held, *others), (one, *rest), split.unused)
+        entries = [describe_images(images, each) for each in (split, swapped)]
+        contents = [{(entry["name"], entry["sha256"]) for entry in each} for each in entries]
+        assert contents[0] == contents[1]
+        assert digest(entries[0]) != digest(entries[1])
+        by_name = [sorted(each, key=lambda entry: entry["name"]) for each in entries]
+        assert digest(by_name[0]) != digest(by_name[1]), "not only by the order"
+        assert {entry["name"]: entry["part"] for entry in entries[0]} == {
+            **dict.fromkeys(split.calibration, "calibration"),
+            **dict.fromkeys(split.held_out, "held out"),
+        }
+        assert first == digest(entries[0])
         (folder / split.calibration[0]).write_bytes(b"other")
         assert first != digest(describe_images(images, split))
 

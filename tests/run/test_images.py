@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,34 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
             load_images(tmp_path, GRAY)
         (tmp_path / name).unlink()
     assert len(load_images(tmp_path, GRAY)) == 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 1), (1, 20_000)])
+def test_a_strip_that_would_fill_the_memory_is_refused(tmp_path: Path, width: int, height: int) -> None:
+    path = tmp_path / "strip.png"
+    Image.new("L", (width, height)).save(path)
+    assert path.stat().st_size < 200
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=rf"strip\.png is too narrow: {height}x{width} would be") as caught:
+            load_image(path, Preprocessing())
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_ordinary_images_are_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = draw(tmp_path / "narrow.png", 400, 2)
+    assert load_image(narrow, Preprocessing()).shape == (3, 224, 224)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 256 * 256)
+    large = draw(tmp_path / "large.png", 300, 300)
+    np.testing.assert_allclose(load_image(large, Preprocessing()), timms(large, Preprocessing()), atol=1e-6)
+    with pytest.raises(InputError, match="too narrow"):
+        load_image(narrow, Preprocessing())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert load_image(narrow, Preprocessing()).shape == (3, 224, 224)
 
 
 def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from colours import colour_graph, prepared
 
 from vexport.run import statistics_cache
 from vexport.run.calibrate import ImageBatch, Statistics, collect_statistics
+from vexport.run.image_sets import DAMAGED_ARRAY
 from vexport.run.statistics_cache import StatisticsCache, graph_digest
 from vexport.run.thresholds import Histogram
 
@@ -29,10 +30,10 @@ def test_the_cache_gives_back_what_was_stored(found: Statistics, tmp_path: Path)
     cache = StatisticsCache(tmp_path)
     request = {"graph": graph_digest(colour_graph()), "images": ["a", "b"], "preprocessing": {"crop_pct": 0.875}}
     assert cache.find(request) is None
-    cache.store(request, found, {"b.png": "damaged"})
+    cache.store(request, found, {"b", None})
     known = cache.find(request)
     assert known is not None
-    assert known.skipped == {"b.png": "damaged"}
+    assert known.skipped == {"b", None}
     assert list(known.statistics.histograms) == list(TENSORS)
     assert known.statistics.channels.images == found.channels.images == 8
     for name in TENSORS:
@@ -45,7 +46,7 @@ def test_the_cache_gives_back_what_was_stored(found: Statistics, tmp_path: Path)
 def test_a_cache_of_another_graph_is_never_taken(found: Statistics, tmp_path: Path) -> None:
     cache = StatisticsCache(tmp_path)
     request = {"graph": graph_digest(colour_graph()), "images": ["a", "b"], "preprocessing": {}}
-    cache.store(request, found, {})
+    cache.store(request, found, ())
     others = (
         {"graph": graph_digest(colour_graph(spread=2.0))},
         {"images": ["a", "c"]},
@@ -65,7 +66,7 @@ def test_a_damaged_cache_counts_as_none(
     found: Statistics, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, request = StatisticsCache(tmp_path), {"graph": "g"}
-    cache.store(request, found, {})
+    cache.store(request, found, ())
     (stored,) = (tmp_path / "calibration").iterdir()
     content = stored.read_bytes()
     if damage == "other format":
@@ -75,10 +76,42 @@ def test_a_damaged_cache_counts_as_none(
     assert cache.find(request) is None
 
 
+def test_one_bit_is_enough_to_count_as_none(tmp_path: Path) -> None:
+    """Wherever it is, nothing else is given back and nothing is raised."""
+    found = collect_statistics(colour_graph(), ["second"], [ImageBatch(("a",), prepared(1))])
+    cache, request = StatisticsCache(tmp_path), {"graph": "g"}
+    cache.store(request, found, ())
+    (stored,) = (tmp_path / "calibration").iterdir()
+    content = stored.read_bytes()
+    assert cache.find(request) is not None
+    rng = np.random.default_rng(0)
+    for place in (0, 31, 32, *rng.integers(0, len(content), 300)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        stored.write_bytes(flipped)
+        assert cache.find(request) is None, place
+    stored.write_bytes(content)
+    assert cache.find(request) is not None
+
+
+@pytest.mark.parametrize("error", DAMAGED_ARRAY)
+def test_what_only_the_archive_raises_counts_as_none(
+    found: Statistics, tmp_path: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, request = StatisticsCache(tmp_path), {"graph": "g"}
+    cache.store(request, found, ())
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(np, "load", fail)
+    assert cache.find(request) is None
+
+
 def test_a_cache_that_cannot_be_written_costs_nothing(found: Statistics, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = StatisticsCache(tmp_path / "file")
-    cache.store({"graph": "g"}, found, {})
+    cache.store({"graph": "g"}, found, ())
     assert cache.find({"graph": "g"}) is None
 
 

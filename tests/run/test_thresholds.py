@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from vexport.run.calibrate import StreamedHistogram
 from vexport.run.thresholds import (
     LEVELS,
     METHODS,
@@ -108,6 +109,52 @@ def test_percentile_holds_its_share() -> None:
     assert choose_threshold(histogram, "minmax") == 50.0
     inside = np.abs(with_outlier) <= choose_threshold(histogram, "percentile")
     assert inside.mean() >= 0.9999
+
+
+def test_percentile_is_that_of_the_values_themselves(values: np.ndarray) -> None:
+    histogram = histogram_of(values, 4096)
+    exact = float(np.percentile(np.abs(values), 99.99))
+    assert 0 <= choose_threshold(histogram, "percentile") - exact <= histogram.width
+
+
+def test_the_percentile_is_the_upper_edge_of_its_bin() -> None:
+    """9999 of 10,000 values in the first 100 bins; one more among the largest is clipped, two are not."""
+    counts = np.zeros(4096, np.int64)
+    counts[:100] = 100
+    counts[99] = 99
+    counts[-1] = 1
+    assert choose_threshold(Histogram(counts, 0.5, 2048.0), "percentile") == 50.0
+    counts[[99, 3000]] = 98, 1
+    assert choose_threshold(Histogram(counts, 0.5, 2048.0), "percentile") == 1500.5
+
+
+@pytest.mark.parametrize(("beyond", "clipped"), [(0.008, True), (0.012, False), (0.3, False)])
+def test_entropy_clips_one_in_a_hundred_at_the_most(beyond: float, clipped: bool) -> None:
+    """All in one bin but for a few far away: by divergence alone, those would be clipped however many they are."""
+    far = round(beyond * 100_000)
+    values = np.concatenate([np.full(100_000 - far, 3.0), np.random.default_rng(0).normal(20, 1, far)])
+    histogram = histogram_of(values, 4096)
+    alone = (LEVELS + entropy_divergences(histogram.counts).argmin()) * histogram.width
+    assert alone == pytest.approx(3, abs=2 * histogram.width)
+    threshold = choose_threshold(histogram, "entropy")
+    assert (threshold == alone) == clipped
+    assert (values <= threshold).mean() >= 0.99
+
+
+def test_how_fine_thresholds_are() -> None:
+    """As the module says: one value far beyond all others makes bins wide."""
+    normal = np.random.default_rng(0).normal(size=200_000).astype(np.float32)
+    streamed = StreamedHistogram()
+    streamed.add(normal, float(np.abs(normal).max()))
+    assert choose_threshold(streamed.result(), "percentile") == pytest.approx(3.9, abs=0.1)
+    streamed.add(np.array([1e5], np.float32), 1e5)
+    found = streamed.result()
+    assert choose_threshold(found, "percentile") == 32.0
+    for method in ("entropy", "mse"):
+        assert choose_threshold(found, method) >= LEVELS * 32.0  # type: ignore[arg-type]
+    tiny = StreamedHistogram()
+    tiny.add(normal * np.float32(1e-38), float(np.abs(normal * np.float32(1e-38)).max()))
+    assert {choose_threshold(tiny.result(), method) for method in METHODS} == {tiny.result().largest}
 
 
 def test_an_outlier_is_clipped_by_all_but_minmax() -> None:

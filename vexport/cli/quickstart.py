@@ -31,7 +31,7 @@ def quickstart(
     workspace: WorkspaceOpt = DEFAULT_WORKSPACE,
     as_json: JsonOpt = False,
 ) -> None:
-    """The main job in one go: train, fuse, export, build FP16 engines, check, measure. Needs the extra `train`."""
+    """The main job in one go: train, fuse, export, FP16 and INT8, engines, measure. Needs the extra `train`."""
     from vexport.pipeline.quickstart import quickstart as run
 
     remark("training, merging, exporting and measuring takes a few minutes")
@@ -61,6 +61,8 @@ def render(result: QuickstartResult) -> None:
     ]
     half = _accuracy(result, "FP16 graph")
     cells.append(["small VanillaNet-5, FP16 graph", "FP32, rounded to FP16", half, *["-"] * 5])  # no FP16 on CPUs
+    int8 = _accuracy(result, "INT8 graph")
+    cells.append(["small VanillaNet-5, INT8 graph", "onnxruntime CPU", int8, *["-"] * 5])  # it computes in float there
     cells.append([""] * 8)
     full = [row for row in rows.values() if row.input_size[1] == 224]
     cells += [
@@ -99,12 +101,19 @@ def _engines(result: QuickstartResult) -> None:
             for by in facts["build"]["precision_network"].values()
             for name, count in by.items()
         )
+        name = f"{facts['model']}, {facts['precision'].upper()}"
         runtime = f"{facts['runtime']['name']} {facts['runtime']['version']}"
         cells.append(
-            [facts["model"], runtime, layers, size(built.artifact.manifest.size_bytes), f"{parity['result']}: {said}"]
+            [
+                name,
+                runtime,
+                layers,
+                size(built.artifact.manifest.size_bytes),
+                f"{parity['result']}: {said}",
+            ]
         )
     columns = ["engine", "built with", "computing layers", "size", "parity"]
-    print_table("FP16 engines", columns, cells, text_columns=5)
+    print_table("Engines", columns, cells, text_columns=5)
 
 
 def _hashes(result: QuickstartResult) -> dict[str, str]:
@@ -131,6 +140,7 @@ def _files(result: QuickstartResult) -> None:
         result.fuse.artifact,
         result.export.artifact,
         result.half.artifact,
+        result.int8.artifact,
         result.full_size.artifact,
         *(built.artifact for built in result.engines),
         result.bench.artifact,

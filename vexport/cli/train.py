@@ -41,7 +41,7 @@ def train(
     workspace: WorkspaceOpt = DEFAULT_WORKSPACE,
     as_json: JsonOpt = False,
 ) -> None:
-    """Train by a recipe, with deep training; writes the best and the last checkpoint. Needs the extra `train`."""
+    """Train by a recipe, deeply or for INT8; writes the best and the last checkpoint. Needs the extra `train`."""
     from vexport.pipeline.train import train_recipe
 
     chosen = [*(overrides or ()), *([f"data.source={_quoted(data)}"] if data is not None else [])]

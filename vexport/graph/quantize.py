@@ -11,7 +11,7 @@ is four times as large.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,24 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from vexport.errors import ExportError, InputError
 from vexport.graph.inspect import read_graph
-from vexport.graph.opset import DEFAULT_OPSET, LEAST_OPSET, set_opset
+from vexport.graph.opset import DEFAULT_OPSET, LEAST_OPSET, ONNX_DOMAINS, set_opset
+from vexport.graph.precision import lift_constants
 
 LEVELS = 127  # symmetric: from -127 to 127
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
+INTEGER_CONVS = ("QLinearConv", "ConvInteger")  # quantised without Q/DQ
 LISTED = 12
 # How ONNX Runtime marks a graph whose shapes are inferred; it would write others to disk and read them again.
 _INFERRED = ("onnx.infer", "onnxruntime.quant")
+# How onnx and ONNX Runtime's quantiser say that they cannot do it.
+_REFUSALS = (
+    onnx.shape_inference.InferenceError,
+    ValueError,
+    AssertionError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,8 @@ def require_convs(model: onnx.ModelProto, keep: Collection[str]) -> list[str]:
         InputError: `keep` names something else, or there is none left.
     """
     there = conv_nodes(model)
+    if not there:
+        raise _without_convs(model)
     unknown = [name for name in keep if name not in there]
     if unknown:
         more = f" ... ({len(there)} in all)" if len(there) > LISTED else ""
@@ -94,6 +107,23 @@ def require_convs(model: onnx.ModelProto, keep: Collection[str]) -> list[str]:
     if not left:
         raise InputError("there is no convolution left to quantise", hint="keep fewer layers in FP32")
     return left
+
+
+def _without_convs(model: onnx.ModelProto) -> InputError:
+    integer = [node for node in model.graph.node if node.op_type in INTEGER_CONVS]
+    if integer:
+        kinds = ", ".join(sorted({node.op_type for node in integer}))
+        return InputError(
+            "the graph is quantised already",
+            details=[f"its {len(integer)} convolution(s) are integer operators: {kinds}"],
+            hint="give the FP32 graph that it was made from",
+        )
+    computed = sum(node.op_type == "Conv" for node in model.graph.node)
+    return InputError(
+        "there is no convolution with constant weights in the graph: nothing to quantise",
+        details=[f"{computed} convolution(s) take weights that are computed"] if computed else (),
+        hint="fold constants first, as `vexport onnx` does" if computed else "build it with --fp16",
+    )
 
 
 def conv_inputs(model: onnx.ModelProto, convs: Collection[str]) -> list[str]:
@@ -118,7 +148,7 @@ def quantize(
 
     Raises:
         InputError: `keep` is not in the graph, a range is missing or no number, or the graph is quantised already.
-        ExportError: ONNX Runtime cannot quantise the graph.
+        ExportError: ONNX Runtime cannot quantise the graph, or left a convolution in FP32 that it was to quantise.
     """
     model = read_graph(model) if isinstance(model, Path) else model
     if any(node.op_type in (Q, DQ) for node in model.graph.node):
@@ -143,7 +173,20 @@ def quantize(
     sorted_model = onnx_ir.to_proto(ordered)
     del sorted_model.metadata_props[:]
     onnx.helper.set_model_props(sorted_model, {entry.key: entry.value for entry in model.metadata_props})
+    _require_quantised(sorted_model, convs)
     return sorted_model
+
+
+def _require_quantised(model: onnx.ModelProto, convs: Sequence[str]) -> None:
+    """Raises: ExportError: one of these convolutions computes in FP32. ONNX Runtime skips what it cannot do."""
+    done = {edges.node for edges in conv_edges(model) if edges.quantised}
+    left = [name for name in convs if name not in done]
+    if left:
+        raise ExportError(
+            f"ONNX Runtime left {len(left)} convolution(s) in FP32 that were to be INT8",
+            details=[*left[:LISTED], *([f"and {len(left) - LISTED} more"] if len(left) > LISTED else [])],
+            hint="keep them in FP32 (--keep NODE), or build the graph with --fp16",
+        )
 
 
 def _run_quantizer(
@@ -153,13 +196,14 @@ def _run_quantizer(
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    opset = next(entry.version for entry in source.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = next(entry.version for entry in source.opset_import if entry.domain in ONNX_DOMAINS)
     if opset < LEAST_OPSET:
         source = set_opset(source, DEFAULT_OPSET)
-    source = onnx.shape_inference.infer_shapes(source)
-    onnx.helper.set_model_props(source, dict([_INFERRED]))
     pairs = {name: (np.float32(-top), np.float32(top)) for name, top in ranges.items()}
     try:
+        source = onnx.shape_inference.infer_shapes(source)
+        _give_types(source, set(convs))
+        onnx.helper.set_model_props(source, dict([_INFERRED]))
         quantizer = QDQQuantizer(
             source,
             per_channel=per_channel,
@@ -179,13 +223,33 @@ def _run_quantizer(
             },
         )
         result: onnx.ModelProto = quantizer.quantize_model()
-    except (ValueError, AssertionError, KeyError, TypeError, RuntimeError) as error:
+    except _REFUSALS as error:
         raise ExportError(
             "ONNX Runtime cannot quantise the graph",
             details=[str(error).splitlines()[0] if str(error) else type(error).__name__],
             hint="build it with --fp16, and report it with the graph",
         ) from error
     return result
+
+
+def _give_types(model: onnx.ModelProto, convs: set[str]) -> None:
+    """Say of what type convolutions take their input where onnx does not know it, in place.
+
+    Behind an operator that onnx has no definition of, a contributed or custom one, it knows no types, and ONNX Runtime
+    leaves a tensor of unknown type as it is. A convolution's input is of the type of its weight.
+    """
+    weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    infos = {value.name: value for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
+    for node in model.graph.node:
+        if node.name not in convs:
+            continue
+        name, kind = node.input[0], weights[node.input[1]]
+        if name not in infos:
+            infos[name] = model.graph.value_info.add()
+            infos[name].name = name
+        tensor = infos[name].type.tensor_type
+        if not tensor.elem_type:
+            tensor.elem_type = kind
 
 
 def _give_copies(model: onnx.ModelProto, convs: set[str]) -> None:
@@ -226,11 +290,14 @@ def conv_edges(model: onnx.ModelProto) -> list[ConvEdges]:
     """Where a graph is quantised: each convolution with its scales, read from the graph itself.
 
     Args:
-        model: A graph, with its weights.
+        model: A graph, with its weights, by vexport or another tool; not changed.
 
     Raises:
-        InputError: a QuantizeLinear and its DequantizeLinear have different scales.
+        InputError: a QuantizeLinear and its DequantizeLinear have different scales, a scale is computed, or a tensor
+            that a convolution takes has several.
     """
+    if any(node.op_type == "Constant" for node in model.graph.node):
+        model = lift_constants(model)  # there, too, other tools keep scales
     producers = {name: node for node in model.graph.node for name in node.output}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     found = []
@@ -262,7 +329,15 @@ def _activation(
     quantize_node = producers.get(dequantize.input[0])
     if quantize_node is None or quantize_node.op_type != Q:
         return name, None
-    scales = [float(numpy_helper.to_array(tensors[part.input[1]])) for part in (quantize_node, dequantize)]
+    scales = []
+    for part in (quantize_node, dequantize):
+        found = _scales(part, tensors)
+        if found.size != 1:
+            raise InputError(
+                f"{part.name} has {found.size} scales for the tensor {quantize_node.input[0]}",
+                hint="quantise what convolutions take with one scale per tensor",
+            )
+        scales.append(float(found[0]))
     if scales[0] != scales[1]:
         raise InputError(
             f"{quantize_node.name} has the scale {scales[0]:g}, {dequantize.name} {scales[1]:g}",
@@ -282,4 +357,14 @@ def _weight(
     quantize_node = producers.get(stored)
     if quantize_node is not None and quantize_node.op_type == Q:
         stored = quantize_node.input[0]  # as other tools write it: FP32, quantised when it is loaded
-    return stored, np.atleast_1d(numpy_helper.to_array(tensors[dequantize.input[1]]))
+    return stored, _scales(dequantize, tensors)
+
+
+def _scales(node: onnx.NodeProto, tensors: Mapping[str, TensorProto]) -> np.ndarray[Any, Any]:
+    """The scales of a QuantizeLinear or DequantizeLinear, (channels,)."""
+    tensor = tensors.get(node.input[1])
+    if tensor is None:
+        raise InputError(
+            f"the scale of {node.name} is not a constant", hint="fold the graph's constants, or quantise it statically"
+        )
+    return numpy_helper.to_array(tensor).reshape(-1)

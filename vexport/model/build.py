@@ -30,6 +30,12 @@ def expected_shapes(spec: NetworkSpec, form: Form) -> dict[str, tuple[int, ...]]
         return {name: tuple(tensor.shape) for name, tensor in build_network(spec, form=form).state_dict().items()}
 
 
+def conv_names(spec: NetworkSpec) -> list[str]:
+    """Names of the deployed form's convolutions, in the order in which they come; exported nodes are called so too."""
+    # Nothing else in it has a weight.
+    return [name.removesuffix(".weight") for name in expected_shapes(spec, "deployed") if name.endswith(".weight")]
+
+
 @dataclass(frozen=True)
 class Cost:
     """Size of a network.

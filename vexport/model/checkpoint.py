@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from vexport.artifacts import Preprocessing
 from vexport.errors import CheckpointError
-from vexport.model.build import Form, build_network, expected_shapes
+from vexport.model.build import Form, build_network, conv_names, expected_shapes
 from vexport.model.slope import slope_at
 from vexport.model.vanillanet import VanillaNet
 from vexport.model.variants import VARIANTS, NetworkSpec, get_variant, published_preprocessing
@@ -37,6 +38,8 @@ class LoadedCheckpoint:
         preprocessing: How its images are prepared.
         class_names: Names of the classes, where the file says.
         epoch: Completed epochs, where the file says.
+        activation_ranges: After quantisation-aware training: the largest magnitude that INT8 shall hold of what each
+            convolution takes, by the convolution's name.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class LoadedCheckpoint:
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None
     epoch: float | None
+    activation_ranges: dict[str, float] | None = None
 
 
 def load_checkpoint(path: Path, *, model: str | None = None, weights_from: Source | None = None) -> LoadedCheckpoint:
@@ -61,8 +65,8 @@ def load_checkpoint(path: Path, *, model: str | None = None, weights_from: Sourc
 
     Raises:
         InputError: there is no readable file, or no such variant.
-        CheckpointError: it is not a VanillaNet, not that variant, tensors are missing, unexpected or misshapen, or
-            values are not finite.
+        CheckpointError: it is not a VanillaNet, not that variant, tensors are missing, unexpected or misshapen, values
+            are not finite, or it was trained for INT8 and a range is missing.
     """
     if model is not None:
         get_variant(model)
@@ -84,6 +88,7 @@ def load_checkpoint(path: Path, *, model: str | None = None, weights_from: Sourc
         preprocessing=_preprocessing(file, spec),
         class_names=tuple(names) if names else None,
         epoch=file.epoch,
+        activation_ranges=_activation_ranges(path, file, spec) if form == "deployed" else None,
     )
 
 
@@ -317,6 +322,28 @@ def _slope(file: WeightsFile, form: Form) -> tuple[float | None, str]:
         slope = slope_at(file.epoch, float(decay_epochs), decay)  # type: ignore[arg-type]
         return slope, f"epoch {file.epoch:g} of a {decay} ramp over {decay_epochs:g}"
     return None, "the file does not say"
+
+
+def _activation_ranges(path: Path, file: WeightsFile, spec: NetworkSpec) -> dict[str, float] | None:
+    """The ranges of quantisation-aware training, of every convolution or none."""
+    told = file.facts.get("activation_ranges")
+    if told is None:
+        return None
+    found = dict(told) if isinstance(told, Mapping) else {}
+    names = conv_names(spec)
+    wrong = [
+        f"{name}: {found.get(name, 'missing')}"
+        for name in names
+        if not (isinstance(found.get(name), (int, float)) and 0 < found[name] < math.inf)
+    ]
+    wrong += [f"{name}: there is no such convolution" for name in found if name not in names]
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} of the activation ranges in {path} cannot be right",
+            details=wrong[:LISTED],
+            hint="the file is damaged: take another checkpoint of the run, or fuse it again",
+        )
+    return {name: float(found[name]) for name in names}
 
 
 def _preprocessing(file: WeightsFile, spec: NetworkSpec) -> Preprocessing:

@@ -202,6 +202,8 @@ def _variant_subject(
         facts = {"model": loaded.spec.variant, "network": loaded.spec.to_json(), "num_classes": loaded.spec.num_classes}
         if loaded.class_names:
             facts["class_names"] = list(loaded.class_names)
+        if loaded.activation_ranges is not None:
+            facts["activation_ranges"] = loaded.activation_ranges
         return to_network(loaded.spec, loaded.form, loaded.tensors), loaded.preprocessing, facts
 
     assert source.path is not None
@@ -295,6 +297,7 @@ def _write_proven(
 
 
 def _write(graph: onnx.ModelProto, path: Path, facts: dict[str, Any], parent: Parent) -> None:
+    from vexport.graph.trained_ranges import ACTIVATION_RANGES
     from vexport.graph.write import stamp, write_graph
 
     props = {
@@ -307,6 +310,8 @@ def _write(graph: onnx.ModelProto, path: Path, facts: dict[str, Any], parent: Pa
     }
     if "class_names" in facts:
         props["vexport.class_names"] = json.dumps(facts["class_names"])
+    if "activation_ranges" in facts:
+        props[ACTIVATION_RANGES] = json.dumps(facts["activation_ranges"])
     version = tool_versions()["vexport"]
     stamp(graph, {**props, "vexport.version": version}, version)
     write_graph(graph, path)

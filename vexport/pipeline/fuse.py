@@ -176,6 +176,9 @@ def _deployed(
     }
     if loaded.form == "deployed":
         notes.append("the file is deployed already: its tensors were carried over unchanged")
+        if loaded.activation_ranges is not None:
+            facts["activation_ranges"] = loaded.activation_ranges
+            notes.append("it was trained for INT8: its activation ranges were carried over too")
         return {name: tensor.float().contiguous() for name, tensor in loaded.tensors.items()}, facts, []
     from vexport.model.prove import merge_and_prove
 
@@ -248,6 +251,8 @@ def write_deployed(
         "source": loaded.source,
         "parent": {"name": parent.name, "sha256": parent.sha256},
     }
+    if loaded.activation_ranges is not None:
+        facts["activation_ranges"] = loaded.activation_ranges
     if file_format == "pth":
         import torch
 

@@ -53,8 +53,11 @@ class Labelled:
             return None
         rows: list[list[Any]] = []
         for sample in self.samples:
-            told = (self.source / sample.path if self.source.is_dir() else self.source).stat()
-            rows.append([sample.path, sample.label, told.st_size, told.st_mtime_ns])
+            try:
+                told = (self.source / sample.path if self.source.is_dir() else self.source).stat()
+                rows.append([sample.path, sample.label, told.st_size, told.st_mtime_ns])
+            except OSError:  # a broken link, say: skipped where it is read
+                rows.append([sample.path, sample.label, None, None])
         return hashlib.sha256(json.dumps([str(self.source.resolve()), rows]).encode()).hexdigest()
 
 
@@ -183,7 +186,7 @@ def read_array_labels(path: Path, images: int, classes: int) -> list[int]:
 
     try:
         with np.load(path, allow_pickle=False) as stored:
-            labels = stored["labels"] if "labels" in stored else None
+            labels = stored.get("labels")
     except DAMAGED_ARRAY as error:
         raise InputError(f"{path} is not a whole .npz", details=[str(error)[:200]], hint="save it again") from error
     if labels is None:
@@ -193,9 +196,10 @@ def read_array_labels(path: Path, images: int, classes: int) -> list[int]:
             f"the labels of {path} are {labels.dtype} {labels.shape}, not {images} class numbers",
             hint="save one integer for each image",
         )
-    if images and not (0 <= labels.min() and labels.max() < classes):
+    if images and (labels.min() < 0 or labels.max() >= classes):
         raise InputError(
-            f"the labels of {path} go from {labels.min()} to {labels.max()}, the network has classes 0 to {classes - 1}",
+            f"the labels of {path} go from {labels.min()} to {labels.max()}, "
+            f"the network has classes 0 to {classes - 1}",
             hint="save the class numbers that the network was trained with",
         )
     return [int(label) for label in labels]

@@ -24,7 +24,7 @@ class GraphSource:
         parent: Its name and hash, for manifests.
         precision: `fp32`, `fp16`, `bf16` or `int8`.
         facts: What it says of its network, where known: `model`, `num_classes`, `preprocessing`, `class_names`,
-            `kept_fp32`.
+            `kept_fp32`, `calibration`.
         took: Why it was taken, in words.
         exported: How it was made, where it was made just now.
     """
@@ -92,7 +92,7 @@ def find_graph(
 def _source(
     path: Path, parent: Parent, precision: str, facts: dict[str, Any], took: str, exported: ExportResult | None = None
 ) -> GraphSource:
-    known = ("model", "num_classes", "preprocessing", "class_names", "kept_fp32")
+    known = ("model", "num_classes", "preprocessing", "class_names", "kept_fp32", "calibration")
     told: dict[str, Any] = {key: facts[key] for key in known if key in facts}
     return GraphSource(path, parent, precision, told, took, exported)
 

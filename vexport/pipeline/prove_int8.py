@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vexport.artifacts import Manifest
 from vexport.errors import ParityError
 from vexport.pipeline.build_int8 import is_half, plan_of
-from vexport.pipeline.half_rest import LEAST_COSINE
+from vexport.pipeline.half_rest import LEAST_RANDOM_COSINE
 
 if TYPE_CHECKING:
     from vexport.engine.runtime import TensorRT
@@ -70,13 +70,19 @@ def prove_int8_engine(
         sizes = tuple(n for n in BATCHES if least <= n <= most) or (least,)
         channels, height, width = (side or 0 for side in runner.input_shape[1:])
         found = compare(reference, runner, random_batches((channels, height, width), sizes, seed=2), math.inf)
-    passed = found.finite and found.cosine >= LEAST_COSINE
-    entry = {"result": "run", "inputs": "random", "with": graph.name, **found.to_json(), "least_cosine": LEAST_COSINE}
+    passed = found.finite and found.cosine >= LEAST_RANDOM_COSINE
+    entry = {
+        "result": "run",
+        "inputs": "random",
+        "with": graph.name,
+        **found.to_json(),
+        "least_cosine": LEAST_RANDOM_COSINE,
+    }
     del entry["tolerance"]
     if not passed:
         raise ParityError(
             f"the INT8 engine disagrees with {graph.name}",
-            details=[f"the cosine of all answers is {found.cosine:.5f}, {LEAST_COSINE:g} is asked for"],
+            details=[f"the cosine of all answers is {found.cosine:.5f}, {LEAST_RANDOM_COSINE:g} is asked for"],
             hint="try another --opt-level or --int8-depthwise, or --fp16",
         )
     return read_back, entry | {"passed": True}

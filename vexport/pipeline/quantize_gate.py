@@ -168,8 +168,10 @@ def missed(
     hint = f"leave the worst layers in floating point ({names}), calibrate on other images, or build --fp16"
     if gate["kind"] == "accuracy":
         few = [f"fewer than {FEW_LABELLED}: the held-out answers must agree too: {_describe(gate['agreement'])}"]
+        lost = f"INT8 loses {gate['drop_points']:.2f} points of top-1, {gate['max_drop_points']:g} are allowed"
+        within = gate["drop_points"] <= gate["max_drop_points"] and not gate["no_answer"]
         return AccuracyError(
-            f"INT8 loses {gate['drop_points']:.2f} points of top-1, {gate['max_drop_points']:g} are allowed",
+            f"{gate['images']} labelled images are too few to count on, and INT8 answers otherwise" if within else lost,
             details=[
                 f"top-1 of {gate['images']} labelled images: FP32 {gate['top1_percent_fp32']:.2f} %, "
                 f"INT8 {gate['top1_percent_int8']:.2f} %",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from vexport.run.runner import Array, Runner
     from vexport.run.thresholds import Method
 
+    # `trained`: the ranges of quantisation-aware training.
+    Ranges = Method | Literal["trained"]
+
 FormName = Literal["plain", "equalised"]
 # Rescaled weights are the same function in real arithmetic: in float64 rounding alone is left, in FP32 a little more.
 EXACT = 1e-9
@@ -64,7 +67,7 @@ class Candidate:
     """
 
     form: Form
-    method: Method
+    method: Ranges
     ranges: dict[str, float]
     left_out: tuple[str, ...]
     corrected: bool
@@ -151,9 +154,16 @@ class Search:
             plain: The graph in the file.
             use_cache: Whether statistics from before will do.
         """
+        from vexport.graph.trained_ranges import trained_ranges
         from vexport.run.thresholds import METHODS
 
         method = self.job.options.method
+        trained = trained_ranges(plain.model) if method == "auto" else None
+        if trained is not None:
+            # Weights and biases were trained with these: rescaled or corrected they would be others.
+            self._tell("quantising: with the ranges that the graph was trained for", None)
+            self._tried.append(self.quantized(plain, "trained", trained, self.job.options.keep))
+            return Found(self._tried[-1], tuple(self._tried), None, (plain,))
         methods = METHODS if method == "auto" else (method,)
         best, forms, equalised = self.thresholds(plain, methods), [plain], None
         other = self.equalized(plain, use_cache) if self.job.options.equalize else None
@@ -265,7 +275,7 @@ class Search:
         return min(found, key=lambda candidate: candidate.damage)
 
     def quantized(
-        self, form: Form, method: Method, ranges: dict[str, float], keep: tuple[str, ...], *, per_channel: bool = True
+        self, form: Form, method: Ranges, ranges: dict[str, float], keep: tuple[str, ...], *, per_channel: bool = True
     ) -> Candidate:
         """One way to quantise a form."""
         from vexport.graph.quantize import quantize

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vexport.pipeline.calibration import Job, OnProgress
 from vexport.pipeline.quantize_search import Candidate, Found, Search
+from vexport.workspace import size_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -48,7 +49,7 @@ def measure_steps(
     plain = found.forms[0]
     largest = {name: one.largest for name, one in plain.statistics.histograms.items()}
     keep = job.options.keep
-    steps = [Step("FP32", job.source.path.stat().st_size, None)]
+    steps = [Step("FP32", size_bytes(job.source.path), None)]
 
     def add(name: str, model: onnx.ModelProto) -> None:
         on_progress(f"measuring: {name}", None)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vexport.train.checkpoints import Position
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
+# How the best checkpoint of a recipe ends, as it was trained and as `vexport fuse` names what it makes of it.
+TRAINED, DEPLOYED = ".best.ckpt", ".best.deploy.safetensors"
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def train_recipe(
         return _other_versions(before, plan, workspace, options, versions, tell)
     if before is not None:
         _go_on(before, plan, target, versions, resume, tell)
+        _require_same_start(before, options, target)
         # Of the run that goes on, whatever became of the files that it started from; its images may have moved.
         options = {**before.manifest.options, **({"source": options["source"]} if "source" in options else {})}
     elif resume and not other and not force:
@@ -142,7 +145,7 @@ def train_recipe(
         versions=versions,
         progress=on_progress,
         resume=target if position is not None else None,
-        init_from=_init_from(plan, workspace, tell) if position is None else None,
+        init_from=_start(plan, workspace, tell) if position is None else None,
         force=force,
         tell=tell,
     )
@@ -164,6 +167,8 @@ def train_recipe(
 def _named_files(plan: Recipe, workspace: Workspace) -> dict[str, str]:
     """Where the images lie, and hashes of the checkpoints that a recipe names: others make another run."""
     named = {"init_from": plan.network.init_from}
+    if plan.qat is not None:
+        named["start_from"] = plan.qat.start_from
     if plan.distill is not None:
         named |= {"teacher": plan.distill.teacher, "teacher_weights": plan.distill.checkpoint}
     found = {}
@@ -172,15 +177,16 @@ def _named_files(plan: Recipe, workspace: Workspace) -> dict[str, str]:
         elsewhere = source.partition("/")[0] in ("wds", "hfds")
         found["source"] = source if elsewhere else str(Path(source).expanduser().resolve())
     for what, name in named.items():
-        file = _checkpoint_named(name, workspace) if name else None
+        ending = DEPLOYED if what == "start_from" else TRAINED
+        file = _checkpoint_named(name, workspace, ending) if name else None
         if file is not None:
             found[what] = hash_file(file)
     return found
 
 
-def _checkpoint_named(name: str, workspace: Workspace) -> Path | None:
-    """A file by its path, or the best checkpoint of another recipe in the workspace."""
-    places = (Path(name), workspace.root / f"{name}.best.ckpt")
+def _checkpoint_named(name: str, workspace: Workspace, ending: str) -> Path | None:
+    """A file by its path, or the best checkpoint of another recipe in the workspace, as trained or as fused."""
+    places = (Path(name), workspace.root / f"{name}{ending}")
     return next((path for path in places if path.is_file()), None)
 
 
@@ -293,6 +299,21 @@ def _go_on(
         tell(f"note: {changed} changed since: the weights need not equal those of an uninterrupted run")
 
 
+def _require_same_start(before: _Before, options: Mapping[str, Any], target: Path) -> None:
+    """See that a run does not go on from weights that came from another file than the recipe names now.
+
+    Raises:
+        InputError: they did. Where that file is gone, nothing can be told.
+    """
+    then, now = before.manifest.options.get("start_from"), options.get("start_from")
+    if now is not None and then != now:
+        raise InputError(
+            f"{target} is of a run that started from another qat.start_from",
+            details=[f"sha256 {str(then)[:12]} then, {now[:12]} now"],
+            hint="--force starts anew from it; to go on with the run, put the file back that it started from",
+        )
+
+
 def _changed_versions(before: _Before, versions: Mapping[str, str]) -> str:
     other = [name for name in versions if before.manifest.versions.get(name) != versions[name]]
     return ", ".join(f"{name} ({before.manifest.versions.get(name)} then)" for name in other)
@@ -306,21 +327,26 @@ def _differences(before: Any, now: Any, at: str = "") -> list[str]:
     return [] if before == now else [f"{at}: {before} then, {now} now"]
 
 
-def _init_from(plan: Recipe, workspace: Workspace, tell: Callable[[str], None]) -> Path | None:
+def _start(plan: Recipe, workspace: Workspace, tell: Callable[[str], None]) -> Path | None:
     """The checkpoint to start from: a path, or the best of another recipe in the workspace.
 
     Raises:
         InputError: there is none.
     """
-    named = plan.network.init_from
-    if named is None:
+    if plan.qat is not None:
+        field, named, ending = "qat.start_from", plan.qat.start_from, DEPLOYED
+        hint = f"train and fuse this recipe, or give a deployed checkpoint (of vexport fuse) with --set {field}=FILE"
+    elif plan.network.init_from is not None:
+        field, named, ending = "network.init_from", plan.network.init_from, TRAINED
+        hint = (
+            f"train it first (vexport train {named}), give a checkpoint with --set {field}=FILE, or start fresh with "
+            f"--set {field}=null"
+        )
+    else:
         return None
-    path = _checkpoint_named(named, workspace)
+    path = _checkpoint_named(named, workspace, ending)
     if path is not None:
         tell(f"starting from {path}")
         return path
-    raise InputError(
-        f"network.init_from {named}: there is neither this file nor {workspace.root / f'{named}.best.ckpt'}",
-        hint=f"train it first (vexport train {named}), give a checkpoint with --set network.init_from=FILE, or start "
-        "fresh with --set network.init_from=null",
-    )
+    elsewhere = workspace.root / f"{named}{ending}"
+    raise InputError(f"{field} {named}: there is neither this file nor {elsewhere}", hint=hint)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,6 +25,7 @@ Finding = tuple[Location, str]
 # The file and line in which each field stands; None for one that an override set.
 Place = tuple[Path, int] | None
 Lines = dict[Location, Place]
+R = TypeVar("R", bound=BaseModel)
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -43,6 +44,8 @@ def recipe_hash(recipe: Recipe) -> str:
         for name in sections:
             section = section[name]
         section.pop(field, None)
+    if plain["qat"] is None:  # recipes that are older than the section keep their hash
+        del plain["qat"]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -53,25 +56,29 @@ def recipes_folder() -> Path:
     return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+def shipped_recipes(folder: str = ".") -> list[str]:
+    """Names of the recipes that ship with the package, in a folder of theirs."""
+    return sorted(path.stem for path in (recipes_folder() / folder).glob("*.yaml"))
 
 
-def find_recipe(name_or_path: str | Path) -> Path:
+def find_recipe(name_or_path: str | Path, folder: str = ".") -> Path:
     """The file of a shipped recipe's name, or of a path.
+
+    Args:
+        name_or_path: Which.
+        folder: In which those of its kind ship.
 
     Raises:
         RecipeError: there is none.
     """
     text, path = str(name_or_path), Path(name_or_path)
     named = len(path.parts) == 1 and path.suffix not in (".yaml", ".yml")
-    found = recipes_folder() / f"{text}.yaml" if named else path
+    found = recipes_folder() / folder / f"{text}.yaml" if named else path
     if found.is_file():
         return found
     if not named and path.is_dir():
         raise RecipeError(f"{path} is a folder", hint="name the recipe's file")
-    shipped = shipped_recipes()
+    shipped = shipped_recipes(folder)
     near = difflib.get_close_matches(path.stem, shipped, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"the recipes that ship with vexport: {', '.join(shipped) or 'none'}"
     raise RecipeError(f"unknown recipe '{text}'" if named else f"there is no recipe {path}", hint=hint)
@@ -87,18 +94,32 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     Raises:
         RecipeError: there is no such recipe, or it has errors; each is a line of `details`.
     """
-    path = find_recipe(name_or_path)
-    data, lines, duplicates = _read(path)
+    return load_as(Recipe, find_recipe(name_or_path), overrides, _check_together)
+
+
+def load_as(kind: type[R], path: Path, overrides: Sequence[str], check: Callable[[R], list[Finding]]) -> R:
+    """Read a recipe of any kind.
+
+    Args:
+        kind: Its fields.
+        path: The file.
+        overrides: See `load_recipe`.
+        check: What is wrong between fields that are right on their own.
+
+    Raises:
+        RecipeError: it has errors; each is a line of `details`.
+    """
+    data, lines, duplicates = _read(path, kind)
     data.setdefault("name", path.stem)  # before what it inherits could give one
-    _inherit(data, lines, duplicates, path)
+    _inherit(data, lines, duplicates, path, kind)
     refused = [line for override in overrides for line in _override(data, lines, override)]
     findings: list[Finding] = []
     try:
-        recipe = Recipe.model_validate(data)
+        recipe = kind.model_validate(data)
     except ValidationError as error:
-        findings = _as_one([_in_words(item, data) for item in error.errors(include_url=False)])
+        findings = _as_one([_in_words(item, data, kind) for item in error.errors(include_url=False)])
     else:
-        findings = _check_together(recipe)
+        findings = check(recipe)
         if not (refused or duplicates or findings):
             return recipe
     located = duplicates + [(_place_of(lines, at), at, message) for at, message in findings]
@@ -110,7 +131,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     raise RecipeError(f"{path} has {count}", details=details, hint="correct the lines above")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Lines, list[tuple[Place, Location, str]]]:
+def _read(path: Path, kind: type[BaseModel]) -> tuple[dict[str, Any], Lines, list[tuple[Place, Location, str]]]:
     """A recipe's data, where each of its fields stands, and its duplicate keys."""
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
@@ -131,7 +152,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Lines, list[tuple[Place, Location
         raise RecipeError(f"{path} is not YAML", details=[f"{path}: {text}"], hint="a recipe is a text file") from error
     if not isinstance(data, dict):
         what = "is empty" if data is None else f"holds a {type(data).__name__}, not fields"
-        raise RecipeError(f"{path} {what}", hint=f"a recipe has the fields {', '.join(Recipe.model_fields)}")
+        raise RecipeError(f"{path} {what}", hint=f"a recipe has the fields {', '.join(kind.model_fields)}")
     assert node is not None, "there are data"
     lines: dict[Location, int] = {(): 1}
     duplicates: list[tuple[int, Location, str]] = []
@@ -145,6 +166,7 @@ def _inherit(
     lines: Lines,
     duplicates: list[tuple[Place, Location, str]],
     path: Path,
+    kind: type[BaseModel],
     seen: tuple[Path, ...] = (),
 ) -> None:
     """Fill in, in place, what the recipe named by `inherits` says and this one does not.
@@ -168,8 +190,8 @@ def _inherit(
         )
     if base.resolve() in (path.resolve(), *seen):
         raise RecipeError(f"{where}: inherits: {named} inherits from itself", hint="break the circle")
-    below, below_lines, below_duplicates = _read(base)
-    _inherit(below, below_lines, below_duplicates, base, (path.resolve(), *seen))
+    below, below_lines, below_duplicates = _read(base, kind)
+    _inherit(below, below_lines, below_duplicates, base, kind, (path.resolve(), *seen))
     duplicates += below_duplicates
     _fill(data, below, lines, below_lines, ())
 
@@ -241,11 +263,11 @@ def _override(data: dict[str, Any], lines: Lines, override: str) -> list[str]:
     return []
 
 
-def _in_words(item: Mapping[str, Any], data: Mapping[str, Any]) -> Finding:
+def _in_words(item: Mapping[str, Any], data: Mapping[str, Any], kind: type[BaseModel]) -> Finding:
     """Where one of pydantic's errors is, and what it says in plain words."""
     at = _without_tags(tuple(str(part) for part in item["loc"]))
     if item["type"] == "extra_forbidden":
-        fields = _fields_at(at[:-1], data)
+        fields = _fields_at(at[:-1], data, kind)
         near = difflib.get_close_matches(at[-1], fields, n=1, cutoff=0.6)
         guess = f"; did you mean {near[0]}?" if near else ";"
         return at, f"no such field{guess} fields are {', '.join(fields)}"
@@ -258,7 +280,7 @@ def _in_words(item: Mapping[str, Any], data: Mapping[str, Any]) -> Finding:
     if item["type"] == "string_pattern_mismatch":
         return at, "should be letters, digits, '_', '-' and '.' (give `name` where the file's name is not)"
     if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        return at, f"should be a section with the fields {', '.join(_fields_at(at, data))}"
+        return at, f"should be a section with the fields {', '.join(_fields_at(at, data, kind))}"
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should", "should")
     given = item["input"]
     shown = f", not {given!r}" if isinstance(given, (str, int, float)) and "not" not in message else ""
@@ -293,8 +315,8 @@ def _kinds() -> list[str]:
     return [str(get_args(section.model_fields["name"].annotation)[0]) for section in sections]
 
 
-def _fields_at(at: Location, data: Mapping[str, Any]) -> list[str]:
-    section: type[BaseModel] = Recipe
+def _fields_at(at: Location, data: Mapping[str, Any], kind: type[BaseModel]) -> list[str]:
+    section = kind
     given: Any = data
     for part in at:
         given = given.get(part) if isinstance(given, Mapping) else None
@@ -313,7 +335,9 @@ def _check_together(recipe: Recipe) -> list[Finding]:
     """What is wrong between fields that are right on their own."""
     findings: list[Finding] = []
     decay_epochs = recipe.deep_training.decay_epochs
-    if decay_epochs > recipe.epochs - 1:
+    if recipe.qat is not None:
+        findings += _check_qat(recipe)
+    elif decay_epochs > recipe.epochs - 1:
         message = f"{decay_epochs:g} leaves no epoch of {recipe.epochs} at slope 1, where the network can be merged"
         findings.append((("deep_training", "decay_epochs"), message))
     if recipe.schedule.warmup_epochs >= recipe.epochs:
@@ -336,4 +360,18 @@ def _check_together(recipe: Recipe) -> list[Finding]:
             low, high = getattr(recipe.data.augment, field)
             if low > high:
                 findings.append((("data", "augment", field), f"{low:g} should not be above {high:g}"))
+    return findings
+
+
+def _check_qat(recipe: Recipe) -> list[Finding]:
+    """What quantisation-aware training cannot do."""
+    findings: list[Finding] = []
+    if recipe.deep_training.decay_epochs != 0:
+        message = "should be 0 with qat: the deployed form has no slope"
+        findings.append((("deep_training", "decay_epochs"), message))
+    if recipe.network.init_from is not None:
+        findings.append((("network", "init_from"), "should be null with qat, which starts from qat.start_from"))
+    if recipe.compute.precision != "fp32":
+        message = f"{recipe.compute.precision} should be fp32 with qat: steps of INT8 would be rounded once more"
+        findings.append((("compute", "precision"), message))
     return findings

@@ -111,6 +111,19 @@ class ImagesSection(Section):
     augment: AugmentSection = AugmentSection()
 
 
+class QatSection(Section):
+    """Quantisation-aware training: the deployed form, with INT8 rounding in every step.
+
+    `start_from` names a deployed checkpoint, as a path, or as another recipe whose best checkpoint was fused into the
+    workspace. `images` training images are measured before the first step; by `method` their activations give the
+    ranges that INT8 holds from then on.
+    """
+
+    start_from: str
+    images: Annotated[Int, Field(ge=1)] = 512
+    method: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
+
+
 class OptimizerSection(Section):
     """Optimiser; one-dimensional tensors and biases get no weight decay.
 
@@ -204,6 +217,7 @@ class Recipe(Section):
     loss: LossSection = LossSection()
     ema: EmaSection = EmaSection()
     distill: DistillSection | None = None
+    qat: QatSection | None = None
     compute: ComputeSection = ComputeSection()
     checkpoint: CheckpointSection = CheckpointSection()
 

@@ -12,7 +12,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,14 +116,16 @@ def collect_statistics(
 
     Args:
         model: An FP32 graph with one input.
-        tensors: Whose values are counted; the first axis of each is the batch.
+        tensors: Whose values are counted, channels on the second axis. The first one is the batch, or parts of the
+            images, as windows are.
         batches: Read one at a time. Where the graph fixes its batch, smaller ones are filled up, and what was filled
             up does not count.
         threads: Of ONNX Runtime; None leaves its choice.
         on_images: Told how many images are done.
 
     Raises:
-        InputError: an activation is infinite or NaN, ONNX Runtime cannot run the graph, or there are no images.
+        InputError: an activation is infinite or NaN, ONNX Runtime cannot run the graph, there are no images, or what
+            was filled up cannot be told from the rest.
     """
     counted = {name: StreamedHistogram() for name in tensors}
     channels = ChannelCounter()
@@ -137,14 +139,17 @@ def collect_statistics(
             values = dict(zip(inner, _run(session, inner, {source.name: images}), strict=True))
             values[source.name] = images
             for name, histogram in counted.items():
-                found = values.pop(name)[: len(batch.images)]
+                found = values.pop(name)
+                if len(images) > len(batch.images):
+                    found = _without_filling(found, name, images, batch)
                 histogram.add(found, _require_finite(found, name, number, batch))
                 channels.add(name, found)
             done += len(batch.images)
             on_images(done)
     if not done:
         raise InputError("there are no images to calibrate on", hint="give at least one")
-    return Statistics({name: histogram.result() for name, histogram in counted.items()}, channels.result())
+    histograms = {name: histogram.result() for name, histogram in counted.items()}
+    return Statistics(histograms, replace(channels.result(), images=done))
 
 
 def _require_finite(values: Array, tensor: str, number: int, batch: ImageBatch) -> float:
@@ -157,13 +162,33 @@ def _require_finite(values: Array, tensor: str, number: int, batch: ImageBatch) 
     top, bottom = (float(values.max()), float(values.min())) if values.size else (0.0, 0.0)
     if math.isfinite(top) and math.isfinite(bottom):
         return max(top, -bottom)
-    bad = [name for name, value in zip(batch.names, values, strict=True) if not np.isfinite(value).all()]
     kind = "NaN" if np.isnan(values).any() else "infinite"
+    if len(values) == len(batch.names):
+        bad = [name for name, value in zip(batch.names, values, strict=True) if not np.isfinite(value).all()]
+        where = f"on {len(bad)} of its {len(batch.names)} images: {', '.join(bad[:4])}"
+    else:
+        where = f"on some of its {len(batch.names)} images, from {batch.names[0]} to {batch.names[-1]}"
     raise InputError(
         f"the activation {tensor} is {kind} in image batch {number}",
-        details=[f"on {len(bad)} of its {len(batch.names)} images: {', '.join(bad[:4])}"],
+        details=[where],
         hint="the FP32 network itself overflows there: check the weights with `vexport eval`, or remove these images",
     )
+
+
+def _without_filling(values: Array, tensor: str, images: Array, batch: ImageBatch) -> Array:
+    """What a tensor holds of the images themselves.
+
+    Raises:
+        InputError: its first axis is not that of the images.
+    """
+    if len(values) != len(images):
+        raise InputError(
+            f"the first axis of the activation {tensor} is {len(values)}, not the batch of {len(images)}: "
+            "images that fill up the batch cannot be told from the others",
+            details=[f"the last batch has {len(batch.images)} images"],
+            hint=f"export the graph with an open batch, or measure a multiple of {len(images)} images",
+        )
+    return values[: len(batch.images)]
 
 
 def _filled(images: Array, batch: int | None) -> Array:

@@ -42,8 +42,8 @@ class Split:
 def split_images(names: Sequence[str], count: int, seed: int) -> Split:
     """Choose images, spread over the sorted names, so that class folders all get their share.
 
-    The names are cut into as many stretches of the same length as images are wanted, and one of each is drawn. Every
-    eighth of those, but at most 128, is held out.
+    The names are cut into as many stretches of the same length as images are wanted, and one of each is drawn. Of every
+    eight of those one is drawn and held out, but no more than 128 in all.
 
     Args:
         names: Sorted.
@@ -64,7 +64,8 @@ def split_images(names: Sequence[str], count: int, seed: int) -> Split:
     edges = [index * len(names) // count for index in range(count + 1)]
     chosen = [names[draw.randrange(first, last)] for first, last in pairwise(edges)]
     held = min(MOST_HELD_OUT, max(1, count // HELD_OUT_SHARE))
-    places = {(2 * index + 1) * count // (2 * held) for index in range(held)}
+    # Drawn as well: where all images are taken, it is here that seeds differ.
+    places = {draw.randrange(index * count // held, (index + 1) * count // held) for index in range(held)}
     taken = set(chosen)
     return Split(
         calibration=tuple(name for place, name in enumerate(chosen) if place not in places),
@@ -74,7 +75,7 @@ def split_images(names: Sequence[str], count: int, seed: int) -> Split:
 
 
 def describe_images(images: ImageSet, split: Split) -> list[dict[str, Any]]:
-    """Name, hash and part of every chosen image, for the manifest."""
+    """Name, hash and part of every chosen image, for the manifest; the hash is None where it cannot be read."""
     parts = (("calibration", split.calibration), ("held out", split.held_out))
     return [{"name": name, "sha256": images.sha256(name), "part": part} for part, names in parts for name in names]
 
@@ -126,6 +127,18 @@ class Loader:
             raise self._damaged("none of the images can be read")
         if varied:
             view.require_varied()
+
+    def note_damaged(self, names: Sequence[str]) -> None:
+        """Look again at images that could not be read before, and note in `skipped` those that still cannot.
+
+        Raises:
+            InputError: too many are damaged.
+        """
+        for name in names:
+            try:
+                self._images.load(name)
+            except InputError as error:
+                self._skip(name, error)
 
     def _skip(self, name: str, error: InputError) -> None:
         self.skipped[name] = "; ".join(error.details) or error.message

@@ -5,21 +5,25 @@ Whatever they come from, they have sorted names, and only the ones that are chos
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import lzma
+import posixpath
 import shutil
 import tarfile
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from vexport.artifacts import Preprocessing
-from vexport.errors import InputError
+from vexport.errors import InputError, WorkspaceError
 from vexport.run.images import SUFFIXES, find_images, is_image, load_image, require_sound
 from vexport.run.runner import Array, times
 from vexport.workspace import hash_file
@@ -27,6 +31,24 @@ from vexport.workspace import hash_file
 ARRAYS = (".npy", ".npz")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 PREPARED = "images"  # the array of a .npz with several
+# What numpy, zipfile and the decompressors raise on damaged .npy and .npz files; RuntimeError on encrypted ones.
+DAMAGED_ARRAY = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+DAMAGED_TAR = (tarfile.TarError, OSError, ValueError, EOFError, zlib.error, lzma.LZMAError)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ImageSet(Protocol):
@@ -50,8 +72,8 @@ class ImageSet(Protocol):
             InputError: it cannot be read.
         """
 
-    def sha256(self, name: str) -> str:
-        """Hash of its contents."""
+    def sha256(self, name: str) -> str | None:
+        """Hash of its contents; None where they cannot be read."""
 
 
 @contextmanager
@@ -64,6 +86,7 @@ def open_images(path: Path, preprocessing: Preprocessing) -> Iterator[ImageSet]:
 
     Raises:
         InputError: there is nothing, it is something else, it is damaged, or it holds no image.
+        WorkspaceError: there is no space to unpack it.
     """
     require_sound(preprocessing)
     require_images_at(path)
@@ -105,11 +128,11 @@ class _Folder:
     def load(self, name: str) -> Array:
         return load_image(self._root / name, self._preprocessing)
 
-    def sha256(self, name: str) -> str:
+    def sha256(self, name: str) -> str | None:
         try:
             return hash_file(self._root / name)
-        except OSError as error:
-            raise InputError(f"{self._root / name} cannot be read: {error.strerror}", hint="remove it") from error
+        except OSError:  # a broken link, say: whoever loads it says why
+            return None
 
 
 class _Tar:
@@ -121,7 +144,7 @@ class _Tar:
         self._path, self._preprocessing, self._scratch = path, preprocessing, scratch
         self._files: dict[str, Path] = {}
         with self._open() as archive:
-            found = {member.name for member in archive if member.isfile() and is_image(Path(member.name).name)}
+            found = {name for name in map(_member_name, archive) if name is not None}
         self.names = tuple(sorted(found))
         if not found:
             raise InputError(f"there is no image in {path}", hint=f"images end in {' '.join(sorted(SUFFIXES))}")
@@ -131,7 +154,8 @@ class _Tar:
         try:
             with tarfile.open(self._path) as archive:
                 yield archive
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        except DAMAGED_TAR as error:
+            _require_space(error, self._path, self._scratch)
             raise InputError(
                 f"{self._path} is not a whole tar", details=[str(error)[:200]], hint="copy it again"
             ) from error
@@ -140,21 +164,38 @@ class _Tar:
         wanted = set(names)
         with self._open() as archive:
             for number, member in enumerate(archive):
-                if member.name not in wanted or not member.isfile():
+                name = _member_name(member)
+                if name is None or name not in wanted:
                     continue
                 content = archive.extractfile(member)
                 assert content is not None
                 # Under a number: a member's name may point anywhere.
-                target = self._scratch / f"{number}{Path(member.name).suffix.lower()}"
+                target = self._scratch / f"{number}{Path(name).suffix.lower()}"
                 with target.open("wb") as copied:
                     shutil.copyfileobj(content, copied)
-                self._files[member.name] = target  # of several of one name the last one, as tar has it
+                self._files[name] = target  # of several of one name the last one, as tar has it
 
     def load(self, name: str) -> Array:
         return load_image(self._files[name], self._preprocessing)
 
     def sha256(self, name: str) -> str:
         return hash_file(self._files[name])
+
+
+def _member_name(member: tarfile.TarInfo) -> str | None:
+    """What a folder would call this image; None of anything else. `tar -C images .` puts `./` before every name."""
+    name = posixpath.normpath(member.name)
+    hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
+    return name if member.isfile() and not hidden and is_image(posixpath.basename(name)) else None
+
+
+def _require_space(error: BaseException, path: Path, scratch: Path) -> None:
+    """Raises: WorkspaceError: it is not `path` that is damaged, but the disk that it is unpacked to that is full."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise WorkspaceError(
+            f"no space left to unpack {path} to {scratch.parent}",
+            hint=f"free some space in {scratch.parent}, or name another folder in TMPDIR",
+        ) from error
 
 
 class _Prepared:
@@ -167,7 +208,8 @@ class _Prepared:
         try:
             file = _unpack(path, scratch) if path.suffix.lower() == ".npz" else path
             self._images: Array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except DAMAGED_ARRAY as error:
+            _require_space(error, path, scratch)
             raise InputError(
                 f"{path} is not a whole array of numbers", details=[str(error)[:200]], hint="save it with numpy again"
             ) from error
@@ -178,9 +220,12 @@ class _Prepared:
                 hint="save the images as the network takes them: resized, cropped, normalised; images come first",
             )
         if self._images.dtype != np.float32:
+            real = np.issubdtype(self._images.dtype, np.floating)
             raise InputError(
-                f"{path} holds {self._images.dtype}, not float32",
-                hint="save normalised images as float32; pixels of 0 to 255 are not what the network takes",
+                f"{path} holds {_describe_type(self._images.dtype)}, not float32",
+                hint="save it again as `images.astype(np.float32)`"
+                if real
+                else "save normalised images as float32; pixels of 0 to 255 are not what the network takes",
             )
         if not len(self._images):
             raise InputError(f"there is no image in {path}", hint="save at least two")
@@ -199,6 +244,11 @@ class _Prepared:
 
     def sha256(self, name: str) -> str:
         return hashlib.sha256(self._images[self._index[name]].tobytes()).hexdigest()
+
+
+def _describe_type(dtype: np.dtype[Any]) -> str:
+    """Its name, and the order of its bytes where that is not this machine's."""
+    return dtype.name if dtype.isnative else f"{dtype.name} in another byte order ({dtype.str})"
 
 
 def _unpack(path: Path, scratch: Path) -> Path:

@@ -124,6 +124,7 @@ def load_image(path: Path, preprocessing: Preprocessing) -> Array:
                 raise InputError(
                     f"the image {path} has more than 8 bits per channel", hint="convert it to an 8-bit PNG"
                 )
+            _require_fit(path, image, preprocessing)
             pixels = image.convert(MODES[preprocessing.input_size[0]])
     except InputError:
         raise
@@ -132,6 +133,17 @@ def load_image(path: Path, preprocessing: Preprocessing) -> Array:
             f"the image {path} cannot be read", details=[str(error)[:200]], hint="remove it or copy it again"
         ) from error
     return prepare(pixels, preprocessing)
+
+
+def _require_fit(path: Path, image: Image.Image, preprocessing: Preprocessing) -> None:
+    """Refuse a narrow strip whose shorter side would be blown up so far that the longer one fills the memory."""
+    height, width = resized_size(image.height, image.width, preprocessing)
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and height * width > max(most, image.height * image.width):
+        raise InputError(
+            f"the image {path} is too narrow: {image.height}x{image.width} would be resized to {height}x{width}",
+            hint="crop it or remove it",
+        )
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Array:

@@ -9,6 +9,11 @@ besides the maximum itself:
   second one: zeros, which every scale holds exactly and of which a Relu gives many, would outweigh all else. At most
   1 % of the values are clipped: where few lie near 0, all the others together in the last bin would be no divergence.
 - mse: the least mean squared error of rounding and clipping, each bin at its centre (pytorch-quantization likewise).
+
+All three choose among the edges of bins, and a bin is 1/4096 to 1/2048 of the largest value. So a single value of 1e5
+standard deviations raises the percentile of normal ones from 3.9 to 32 of them. Entropy and MSE keep 128 bins at the
+least, one for each magnitude that INT8 tells apart: no less than 1/32 of the largest value. Magnitudes below 1e-34 fill
+fewer bins than that, so there these two are min-max; near 1e-38 there is one bin, and the percentile is min-max too.
 """
 
 from __future__ import annotations

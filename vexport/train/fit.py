@@ -17,7 +17,6 @@ from vexport.artifacts import Checkpoint
 from vexport.deps import needs
 from vexport.errors import RecipeError, TrainingError
 from vexport.model.build import build_network
-from vexport.model.checkpoint import load_checkpoint
 from vexport.model.vanillanet import VanillaNet
 from vexport.model.variants import NetworkSpec, make_spec
 from vexport.recipe import Recipe
@@ -30,11 +29,12 @@ from vexport.train.log import Progress, Report, Watch, draw_curves, log_folder, 
 from vexport.train.losses import make_loss
 from vexport.train.manners import interrupts_pass, quiet
 from vexport.train.module import Schedule, TrainingModule
+from vexport.train.observe import MeasureRanges
 from vexport.train.ranks import is_first_process
 from vexport.train.sampling import Layout
 from vexport.train.seeding import callers_random_state, seed_all
 from vexport.train.slope import SlopeSchedule
-from vexport.train.transfer import carry_over
+from vexport.train.start import make_network
 from vexport.workspace import stage
 
 with needs("train"):
@@ -84,7 +84,7 @@ def fit(
         versions: Of the libraries that shape the weights, likewise.
         progress: See `Watch`.
         resume: A last checkpoint of the same recipe to go on from.
-        init_from: A checkpoint whose weights are the start, as far as they fit.
+        init_from: A checkpoint whose weights are the start: as far as they fit, and with `qat` all of them.
         force: Replace files that vexport did not write.
         tell: Told what a reader of the terminal should know.
 
@@ -118,16 +118,13 @@ def fit(
         _require_same_data(position, data, recipe)
         spec = _spec(recipe, data)
         seed_all(recipe.seed)
-        network = build_network(spec, drop_rate=recipe.network.drop_rate)
-        if init_from is not None and resume is None:
-            for block in carry_over(network, spec, load_checkpoint(init_from)):
-                tell(f"  {block}")
+        network = make_network(recipe, spec, data, None if resume else init_from, tell)
         module = _module(recipe, spec, data, layout, network, _card(recipe, spec, data, versions, position.run))
         damaged = CountDamaged(data.max_damaged, tell, recipe.checkpoint.every_steps)
         writer = WriteCheckpoints(
             targets,
             options=options,
-            facts=_facts(spec, data),
+            facts=_facts(spec, data, rounded=recipe.qat is not None),
             versions=versions,
             every_steps=recipe.checkpoint.every_steps,
             force=force,
@@ -135,6 +132,7 @@ def fit(
         ramp = recipe.deep_training
         watch = Watch()
         callbacks: list[Callback] = [
+            *([MeasureRanges(recipe, data, tell)] if recipe.qat is not None else []),
             SlopeSchedule(ramp.decay_epochs, decay=ramp.decay, per=ramp.per),
             damaged,
             AverageWeights(),
@@ -187,10 +185,11 @@ def _spec(recipe: Recipe, data: TrainingData) -> NetworkSpec:
     return spec
 
 
-def _facts(spec: NetworkSpec, data: TrainingData) -> dict[str, Any]:
+def _facts(spec: NetworkSpec, data: TrainingData, *, rounded: bool) -> dict[str, Any]:
     return {
         "model": spec.variant,
-        "form": "training",
+        "form": "deployed" if rounded else "training",
+        **({"trained_for": "int8"} if rounded else {}),
         "network": spec.to_json(),
         "preprocessing": data.preprocessing.to_json(),
         "classes": list(data.class_names),

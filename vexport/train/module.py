@@ -17,6 +17,7 @@ from vexport.deps import needs
 from vexport.errors import TrainingError
 from vexport.model.vanillanet import VanillaNet
 from vexport.train.data import UNREADABLE, Batch
+from vexport.train.qat import split_ranges
 from vexport.train.ranks import copy_from_first, is_distributed, sum_over_ranks
 from vexport.train.sampling import Layout
 from vexport.train.seeding import derive_seed, seed_all
@@ -66,7 +67,7 @@ class TrainingModule(LightningModule):
     """Trains a network with a moving average of its weights beside it.
 
     Args:
-        network: In training form.
+        network: In training form; or in deployed form with rounded operands (see `qat`).
         loss: Of logits (N, classes), and classes (N,) or soft targets (N, classes), and the images (N, C, H, W).
         make_optimizer: Makes the optimiser from the network.
         mix: Random moves of a batch: images and classes to images and classes or soft targets.
@@ -256,8 +257,9 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the published names and vexport's facts; the tensors are the ones that Lightning saves, stored once."""
         tensors = checkpoint["state_dict"]
-        checkpoint["model"] = _below("network.", tensors)
-        checkpoint["model_ema"] = _below("ema.module.", tensors)
+        checkpoint["model"], ranges = split_ranges(_below("network.", tensors))
+        # Ranges stay as they are, so that their average is themselves.
+        checkpoint["model_ema"], _ = split_ranges(_below("ema.module.", tensors))
         checkpoint["epoch"] = self.finished_epochs  # Lightning resumes from `loops` alone
         top1 = self.scores["ema"].top1 if self.scores else None
         checkpoint["vexport"] = {
@@ -269,6 +271,7 @@ class TrainingModule(LightningModule):
             "steps": self.finished_steps,
             "accumulate": self.layout.accumulate,
             "losses": list(self._seen),
+            **({"activation_ranges": ranges} if ranges else {}),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
