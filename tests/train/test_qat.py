@@ -25,8 +25,10 @@ from vexport.model.build import build_network, conv_names
 from vexport.model.checkpoint import load_checkpoint, load_network
 from vexport.model.vanillanet import SeriesActivation
 from vexport.model.variants import make_spec
+from vexport.pipeline.calibration import QuantizeOptions
 from vexport.pipeline.export import export_graph
 from vexport.pipeline.fuse import fuse_checkpoint
+from vexport.pipeline.quantize import quantize_graph
 from vexport.pipeline.train import train_recipe
 from vexport.recipe import load_recipe
 from vexport.run.calibrate import ImageBatch, collect_statistics
@@ -518,3 +520,25 @@ def test_a_series_activation_rounds_what_its_convolution_takes() -> None:
         assert each.bias is not None
         each.bias.data.copy_(torch.tensor([0.1234, -0.4321]))
     assert torch.allclose(layer(grid), plain(grid.clamp(max=1.27)), atol=1e-6)
+
+
+def test_quantize_takes_the_trained_ranges(graph: Path, trained: Path, tmp_path: Path) -> None:
+    """And leaves weights and biases as they were trained; with a method it calibrates as ever."""
+    images, labels = held_out(trained)
+    np.savez(tmp_path / "digits.npz", images=images, labels=labels)
+    ranges = trained_ranges(read_graph(graph))
+    assert ranges is not None
+    made = {}
+    for method in ("auto", "minmax"):
+        made[method] = quantize_graph(
+            graph,
+            workspace=Workspace(tmp_path / method),
+            calib=tmp_path / "digits.npz",
+            options=QuantizeOptions(images=64, method=method, max_drop=100),
+        ).artifact.facts
+    found = made["auto"]
+    assert (found["method"], found["equalised"], found["bias_corrected"]) == ("trained", False, False)
+    scales = {layer["input"]: layer["input_scale"] for layer in found["layers"]}
+    assert scales == {name: pytest.approx(ranges[name] / 127, rel=1e-6) for name in scales}
+    assert made["minmax"]["method"] == "minmax"
+    assert len(made["minmax"]["tried"]) > 1
