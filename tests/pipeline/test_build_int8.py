@@ -27,6 +27,7 @@ from vexport.graph.half_rest import depthwise_convs, int8_convs, make_rest_half,
 from vexport.graph.inspect import read_graph
 from vexport.graph.precision import convert_precision, lift_constants
 from vexport.graph.quantize import conv_edges, conv_inputs, conv_nodes, quantize
+from vexport.pipeline import quantize_gate
 from vexport.pipeline.build import build_engine
 from vexport.pipeline.build_int8 import plan_of, prepare_int8
 from vexport.pipeline.calibration import QuantizeOptions
@@ -470,3 +471,40 @@ def test_vanillanet_5_at_full_width(tmp_path: Path) -> None:
     assert parameters <= sizes["off"] <= 1.25 * parameters + KERNELS_BYTES
     assert sizes["off"] < 0.6 * len(fp16.plan)
     assert sizes["on"] < 0.65 * len(fp16.plan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "convs"), [("vanillanet_5", 9), ("vanillanet_9", 17)])
+def test_from_random_weights_to_an_engine(
+    model: str, convs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At full width, by the commands' own functions: the edges in the files are those that the reports name."""
+    # Classes of random weights are nearly tied, and one image is held out of a dozen: that is no matter of accuracy.
+    monkeypatch.setattr(quantize_gate, "LEAST_TOP1", 0.0)
+    monkeypatch.setattr(quantize_gate, "LEAST_COSINE", 0.9)
+    workspace = Workspace(tmp_path / "out")
+    np.save(tmp_path / "images.npy", np.concatenate(random_batches((3, 224, 224), (4, 4, 4), seed=7)))
+    fp32 = export_graph(workspace=workspace, model=model, weights="random").artifact.path
+    made = quantize_graph(
+        fp32,
+        workspace=workspace,
+        calib=tmp_path / "images.npy",
+        options=QuantizeOptions(images=12, method="minmax", mixed=False),
+    ).artifact
+    assert made.facts["layers"] == [edges.to_json() for edges in conv_edges(read_graph(made.path))]
+    assert [row["quantised"] for row in made.facts["layers"]] == [True] * convs
+    assert made.facts["int8_share_of_macs"] == 1
+    assert made.path.stat().st_size < 0.27 * fp32.stat().st_size
+    built = build_engine(made.path, workspace=workspace, precision="int8", target="a100")
+    depthwise = depthwise_convs(read_graph(made.path))
+    told = {row["node"]: row for row in built.artifact.facts["layers"]}
+    for before in made.facts["layers"]:
+        after = told[before["node"]]
+        assert after["quantised"] == (before["node"] not in depthwise)
+        if after["quantised"]:
+            assert after["input_scale"] == pytest.approx(before["input_scale"], rel=1e-3)  # on FP16's grid
+            assert after["channels"] == before["channels"]
+    assert built.artifact.facts["build"]["precision_network"] == {
+        "convolution": {"int8": convs - len(depthwise), "fp16": len(depthwise)}
+    }
+    assert built.artifact.path.stat().st_size > 1_000_000
