@@ -13,28 +13,22 @@ the graph: what leaves it is (N, C) per convolution, and the memory grows neithe
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir
-import onnxruntime as ort
 from onnx import numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vexport.errors import InputError
-from vexport.graph.inspect import is_large
 from vexport.graph.quantize import conv_edges
-from vexport.graph.write import write_graph
-from vexport.run.ort import CPU, FATAL_ONLY
+from vexport.run.probe import mapped_errors, open_probe
 from vexport.run.runner import Array, require_images, require_threads
 
 Float64 = npt.NDArray[np.float64]
@@ -236,7 +230,8 @@ def _channel_means(
     Raises:
         InputError: the images do not fit, or a mean is NaN or infinite.
     """
-    with _open(_cut_out(model, tensors, squares=squares), threads, label) as session:
+    part = _cut_out(model, tensors, squares=squares)
+    with open_probe(part, threads, named=f"the {label} graph", hint=_OTHER_GRAPH, as_written=True) as session:
         if len(session.get_inputs()) != 1:
             raise InputError(f"the {label} graph has {len(session.get_inputs())} inputs", hint="give a classifier")
         (source,) = session.get_inputs()
@@ -262,7 +257,7 @@ def _channel_means(
 def _run(session: Any, source: str, images: Array, size: int, label: str) -> list[Array]:
     """One run, filled up to the batch that the graph asks for; what was filled up is dropped."""
     filled = np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
-    with _mapped_errors(f"ONNX Runtime cannot run the {label} graph on these images"):
+    with mapped_errors(f"ONNX Runtime cannot run the {label} graph on these images", _OTHER_GRAPH):
         answers = session.run(None, {source: filled})
     return [answer.reshape(answer.shape[:2])[: len(images)] for answer in answers]
 
@@ -287,37 +282,6 @@ def _cut_out(model: onnx.ModelProto, tensors: Sequence[str], *, squares: bool) -
         part.graph.outputs.append(node.outputs[0])
     RemoveUnusedNodesPass()(part)
     return onnx_ir.to_proto(part)
-
-
-@contextmanager
-def _open(model: onnx.ModelProto, threads: int | None, label: str) -> Iterator[Any]:
-    options = ort.SessionOptions()
-    options.log_severity_level = FATAL_ONLY
-    # Q and DQ as the graph says, in FP32: INT8 kernels of some CPUs saturate, which is not for a bias to correct.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        graph: str | bytes = str(Path(folder) / "graph.onnx")
-        if is_large(model):
-            write_graph(model, Path(str(graph)))
-        else:
-            graph = model.SerializeToString()
-        with _mapped_errors(f"ONNX Runtime cannot load the {label} graph"):
-            session = ort.InferenceSession(graph, options, providers=[CPU])
-        del model, graph
-        yield session
-
-
-@contextmanager
-def _mapped_errors(message: str) -> Iterator[None]:
-    """Turn ONNX Runtime's errors into an InputError; they have no common base class but Exception."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        raise InputError(message, details=str(error).splitlines()[:1], hint=_OTHER_GRAPH) from error
 
 
 def _require_layers(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> list[_Layer]:

@@ -9,25 +9,21 @@ the size of the batches, and one pass is enough.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from vexport.errors import InputError
-from vexport.graph.inspect import is_large
-from vexport.graph.write import write_graph
 from vexport.run.channel_ranges import ChannelCounter, ChannelRanges
-from vexport.run.ort import CPU, FATAL_ONLY
+from vexport.run.probe import mapped_errors, open_probe
 from vexport.run.runner import Array
 from vexport.run.thresholds import Histogram
 
+_OTHER = "give an FP32 graph and images of the size that it takes"
 BINS = 4096  # at least half of them are in use
 
 
@@ -203,38 +199,17 @@ def _session(model: onnx.ModelProto, tensors: Sequence[str], threads: int | None
     seen.CopyFrom(model)
     there = {value.name for value in (*seen.graph.output, *seen.graph.input)}
     seen.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors if name not in there
+        # A convolution of images takes four axes; without a rank the checker of large graphs refuses an output.
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * 4)
+        for name in tensors
+        if name not in there
     )
-    options = ort.SessionOptions()
-    options.log_severity_level = FATAL_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        graph: str | bytes = str(Path(folder) / "graph.onnx")
-        if is_large(seen):
-            write_graph(seen, Path(str(graph)))
-        else:
-            graph = seen.SerializeToString()
-        with _mapped_errors("ONNX Runtime cannot load the graph"):
-            session = ort.InferenceSession(graph, options, providers=[CPU])
-        del seen, graph
+    with open_probe(seen, threads, named="the graph", hint=_OTHER) as session:
         yield session
 
 
 def _run(session: Any, names: list[str], feed: dict[str, Array]) -> list[Array]:
     if not names:  # ONNX Runtime takes an empty list for all outputs
         return []
-    with _mapped_errors("ONNX Runtime cannot run the graph on these images"):
+    with mapped_errors("ONNX Runtime cannot run the graph on these images", _OTHER):
         return list(session.run(names, feed))
-
-
-@contextmanager
-def _mapped_errors(message: str) -> Iterator[None]:
-    """Turn ONNX Runtime's errors into an InputError; they have no common base class but Exception."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        hint = "give an FP32 graph and images of the size that it takes"
-        raise InputError(message, details=str(error).splitlines()[:1], hint=hint) from error
