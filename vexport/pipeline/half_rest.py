@@ -25,7 +25,7 @@ from vexport.pipeline.convert import (
     stamp_provenance,
 )
 from vexport.pipeline.graphs import GraphSource
-from vexport.workspace import Workspace, require_clear, stage, up_to_date
+from vexport.workspace import Workspace, read_manifest, require_clear, stage, up_to_date
 
 if TYPE_CHECKING:
     import onnx
@@ -40,6 +40,7 @@ DEFAULT: Depthwise = "off"
 # images, whose values INT8 was not calibrated for, only show that nothing is wired wrongly: the pieces are the proof.
 LEAST_COSINE = 0.99
 LEAST_RANDOM_COSINE = 0.95
+LEAST_NOISY_COSINE = 0.9
 LEAST_TOP1 = 0.95
 # Of fewer images a single one whose two best classes are tied would decide.
 ENOUGH_FOR_TOP1 = 20
@@ -268,6 +269,17 @@ def _prove_pieces(typed: _Typed, on_step: Callable[[str], None]) -> dict[str, An
     }
 
 
+def _allowed(int8: Path) -> float:
+    """The cosine of two graphs that are at most twice as far apart as the INT8 graph is from FP32 already.
+
+    Where INT8 is noisy, other roundings of it are as noisy: twice the noise is four times the angle squared.
+    """
+    manifest = read_manifest(int8)
+    known = [entry.get("cosine") for entry in manifest.parity] if manifest else []
+    cosine = known[0] if known and known[0] is not None else 1.0
+    return max(LEAST_NOISY_COSINE, 1 - 4 * (1 - cosine))
+
+
 def _prove_answers(
     int8: Path, half: Path, typed: _Typed, real: bool, on_step: Callable[[str], None]
 ) -> list[dict[str, Any]]:
@@ -286,7 +298,7 @@ def _prove_answers(
         ("the file in ONNX Runtime on the CPU", half),
     ]
     images = sum(len(batch) for batch in typed.batches)
-    least_cosine = LEAST_COSINE if real else LEAST_RANDOM_COSINE
+    least_cosine = min(LEAST_COSINE, _allowed(int8)) if real else LEAST_RANDOM_COSINE
     least_top1 = LEAST_TOP1 if real and images >= ENOUGH_FOR_TOP1 else 0.0
     entries = []
     with OrtRunner(int8) as reference:
