@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("lightning", "sklearn", "torchvision", "matplotlib", "tensorboard"),
     "trt": ("tensorrt",),
     "openvino": ("openvino",),
+    "gpu": ("pynvml",),
 }
 
 

@@ -1,0 +1,597 @@
+"""The report: fetches nothing, leaves nothing out, says the same in every form, and survives hostile names."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import csv
+import hashlib
+import io
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.page_document import failed, synthetic_document
+from vexport.bench.page import document_schema, validate, write_report
+from vexport.bench.page.answers import answers, headline
+from vexport.bench.page.document import Document
+from vexport.bench.page.figures import make_figures
+from vexport.bench.page.html import render_html
+from vexport.bench.page.markdown import render_markdown
+from vexport.bench.page.tables import columns, write_csv
+from vexport.bench.page.words import digits, times
+from vexport.errors import InputError, WorkspaceError
+
+VOID = {"meta", "br", "hr", "img", "input", "link", "base", "source", "embed", "col", "wbr"}
+HOSTILE = "<script>alert(1)</script>|`*_x_*`\"'&amp;]("
+
+Doc = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def synthetic() -> Doc:
+    return synthetic_document()
+
+
+@pytest.fixture
+def document(synthetic: Doc) -> Doc:
+    return copy.deepcopy(synthetic)
+
+
+def page_of(document: Doc) -> str:
+    typed = validate(document)
+    return render_html(typed, make_figures(typed))
+
+
+def markdown_of(document: Doc) -> str:
+    typed = validate(document)
+    return render_markdown(typed, make_figures(typed))
+
+
+def csv_of(document: Doc) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(write_csv(validate(document)))))
+
+
+class Walk(HTMLParser):
+    """Tags, attributes and texts; every tag that is opened must be closed, in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.tables: list[list[list[str]]] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"{tag} says something twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> closes {self.open[-1]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+        if {"td", "th"} & set(self.open):
+            between = " " if self.open[-1] == "small" else ""
+            self.tables[-1][-1][-1] += between + data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(text for texts in self.texts.values() for text in texts)
+
+
+def markdown_tables(text: str) -> list[list[list[str]]]:
+    """Cells of every table, unescaped."""
+    tables: list[list[list[str]]] = []
+    inside = False
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            inside = False
+            continue
+        if not inside:
+            tables.append([])
+            inside = True
+        cells = re.split(r"(?<!\\)\|", line)[1:-1]
+        plain = [re.sub(r"\\([\\`*\[\]~|_])", r"\1", unescape(cell.strip())) for cell in cells]
+        if set("".join(plain)) != {"-"}:
+            tables[-1].append(plain)
+    return tables
+
+
+def test_the_page_fetches_nothing(document: Doc) -> None:
+    page = page_of(document)
+    walk = Walk(page)
+    for tag, attributes in walk.tags:
+        assert tag not in {
+            "link",
+            "iframe",
+            "img",
+            "object",
+            "embed",
+            "base",
+            "source",
+            "video",
+            "audio",
+            "use",
+            "image",
+        }
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, name)
+        assert not any(name.startswith("on") for name in attributes), tag
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_no_script_runs_but_its_own(document: Doc) -> None:
+    walk = Walk(page_of(document))
+    policy = next(a["content"] for a in walk.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    (script,) = walk.texts["script"]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert len(script) < 5000
+
+
+def test_the_page_can_be_read_without_seeing_it(document: Doc) -> None:
+    walk = Walk(page_of(document))
+    levels = [int(tag[1]) for tag, _ in walk.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert all(heading.get("scope") in {"col", "row", "colgroup"} for heading in walk.all("th"))
+    assert len(walk.all("svg")) == 11
+    assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in walk.all("svg"))
+    assert len(walk.texts["desc"]) == 11
+    names = [a["id"] for _, a in walk.tags if "id" in a]
+    assert len(names) == len(set(names))
+    targets = {(a["href"] or "")[1:] for a in walk.all("a")}
+    assert targets <= set(names)
+    assert walk.all("html") == [{"lang": "en"}]
+
+
+def test_every_row_is_in_every_form(document: Doc) -> None:
+    walk, in_csv = Walk(page_of(document)), csv_of(document)
+    pages = [table for table in walk.tables if table[0][0] == "" and table[1][0].startswith("Network")]
+    texts = [table for table in markdown_tables(markdown_of(document)) if table[0][:2] == ["Network", "Top-1"]]
+    wanted = [[row["label"] for row in group["rows"]] for group in document["groups"]]
+    assert [[line[0] for line in table[2:]] for table in pages] == wanted
+    assert [[line[0] for line in table[1:]] for table in texts] == wanted
+    assert [line["label"] for line in in_csv] == [label for group in wanted for label in group]
+    assert [line["network"] for line in in_csv] == [row["network"] for g in document["groups"] for row in g["rows"]]
+
+
+def test_figures_are_the_same_in_every_form(document: Doc) -> None:
+    """The CSV has them in full; page and Markdown write the same cells, which are those figures rounded."""
+    in_csv = csv_of(document)
+    pages = [table for table in Walk(page_of(document)).tables if len(table) > 1 and table[1][0] == "Network"]
+    texts = [table for table in markdown_tables(markdown_of(document)) if table[0][:2] == ["Network", "Top-1"]]
+    assert len(pages) == len(texts) == 2
+
+    def words(cell: str) -> str:
+        return " ".join(re.sub("[(),]", " ", cell).split())
+
+    for page, text in zip(pages, texts, strict=True):
+        for shown, written in zip(page[2:], text[1:], strict=True):
+            if "failed: " not in " ".join(shown):
+                assert [words(cell) for cell in shown] == [words(cell) for cell in written]
+    lines = iter(in_csv)
+    for group, text in zip(document["groups"], texts, strict=True):
+        for row, written in zip(group["rows"], text[1:], strict=True):
+            line = next(lines)
+            cells = dict(zip(text[0], written, strict=True))
+            for key in ("median_ms", "p90_ms", "p99_ms", "images_per_s"):
+                assert (float(line[key]) if line[key] else None) == row[key]
+            if row["error"] is None:
+                assert cells["Median, ms"].startswith(digits(row["median_ms"]) + " (")
+                assert digits(float(line["median_low_ms"])) in cells["Median, ms"]
+                assert cells["p99, ms"] == digits(float(line["p99_ms"]))
+                assert cells["Images/s"] == digits(float(line["images_per_s"]))
+                assert cells["Time against ResNet-50"].startswith(times(float(line["ratio"])))
+                assert float(line["ratio"]) == row["ratio"]["value"]
+
+
+def test_hostile_names_stay_names(document: Doc) -> None:
+    row = document["groups"][0]["rows"][3]
+    row.update(
+        label=HOSTILE, network=HOSTILE, family=HOSTILE, artifact=HOSTILE, unstable=True, unstable_because=[HOSTILE]
+    )
+    row["roofline"]["layers"][0].update(name=HOSTILE, operator=HOSTILE, time_ms=1e3)
+    document["groups"][0].update(verdicts=[HOSTILE], conditions={HOSTILE: HOSTILE})
+    document["groups"][1].update(backend=HOSTILE)
+    document["groups"][1]["rows"][6]["error"] = HOSTILE
+    document["environment"]["cpu"] = HOSTILE
+    document["settings"]["runners"] = {HOSTILE: {"backend": HOSTILE, "includes": [HOSTILE], "excludes": []}}
+    document.update(
+        command=f"vexport bench {HOSTILE} ``` x", advice=[HOSTILE], version=HOSTILE, recipe={HOSTILE: HOSTILE}
+    )
+    document["peaks"]["device"] = HOSTILE
+    page, text = page_of(document), markdown_of(document)
+    walk = Walk(page)
+    assert len(walk.all("script")) == 1
+    assert "<script>alert" not in page
+    assert HOSTILE in walk.text
+    assert any(HOSTILE in cell for table in walk.tables for line in table for cell in line)
+    outside = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", text)
+    assert "<script" not in outside
+    assert "````sh" in text, "the fence is longer than the backticks inside"
+    for table in markdown_tables(outside):
+        assert len({len(line) for line in table}) == 1
+    assert any(line[0] == HOSTILE for table in markdown_tables(outside) for line in table)
+    assert csv_of(document)[3]["label"] == HOSTILE
+
+
+def test_control_characters_and_lone_surrogates_harm_nothing(document: Doc, tmp_path: Path) -> None:
+    document["groups"] = document["groups"][:1]
+    document["groups"][0]["rows"] = document["groups"][0]["rows"][:1]
+    document["groups"][0]["rows"][0]["label"] = "a\x00b\x1b[31m\ud800\nc"
+    document["command"] = "x\x00\ud800"
+    written = write_report(document, tmp_path)
+    for path in written:
+        if path.suffix != ".png":
+            text = path.read_text(encoding="utf-8")
+            assert not set(text) & {"\x00", "\x1b"}
+    Walk((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@"])
+def test_no_cell_of_the_csv_is_a_formula(document: Doc, sign: str) -> None:
+    document["groups"][0]["rows"][0]["label"] = f"{sign}1+1"
+    assert csv_of(document)[0]["label"] == f"'{sign}1+1"
+
+
+@pytest.mark.parametrize("groups", ["none", "empty"])
+def test_nothing_measured_yet(document: Doc, groups: str) -> None:
+    document["groups"] = [] if groups == "none" else [{**document["groups"][0], "rows": [], "verdicts": []}]
+    document.update(complete=False, advice=[], recipe=None, command=None, peaks=None, environment={}, settings={})
+    page, text = page_of(document), markdown_of(document)
+    assert Walk(page).all("svg") == []
+    assert csv_of(document) == []
+    for said in (page, text):
+        assert "Incomplete" in said
+        assert ("Nothing was measured in this group" in said) == (groups == "empty")
+
+
+def test_a_complete_measurement_is_not_called_incomplete(document: Doc) -> None:
+    assert "Incomplete" not in page_of(document)
+
+
+def test_a_single_row(document: Doc) -> None:
+    document["groups"] = document["groups"][:1]
+    document["groups"][0]["rows"] = document["groups"][0]["rows"][3:4]
+    document["groups"][0]["rows"][0]["ratio"] = None
+    walk = Walk(page_of(document))
+    assert len(walk.all("svg")) == 6
+    assert "no baseline in this group" in walk.text
+    assert headline(validate(document)) is None
+
+
+def test_a_failed_cell_is_shown_as_such(document: Doc) -> None:
+    why = "crashed: signal 9 (out of memory?)"
+    walk = Walk(page_of(document))
+    line = next(line for table in walk.tables for line in table if line[0] == "Swin-S" and why in " ".join(line))
+    assert line[2] == f"failed: {why}"
+    assert f"failed: {why}" in markdown_of(document)
+    last = csv_of(document)[-1]
+    assert (last["error"], last["stability"], last["median_ms"], last["ratio"]) == (why, "failed", "", "")
+    assert "Not shown: VanillaNet-5 (accuracy not known), Swin-S (failed)." in walk.text
+
+
+def test_a_failure_half_way_shows_no_latency(document: Doc) -> None:
+    row = document["groups"][0]["rows"][3]
+    row["error"] = "hung: no answer for 120 s"
+    typed = validate(document)
+    assert not typed.groups[0].rows[3].measured
+    assert "failed: hung: no answer for 120 s" in page_of(document)
+    assert digits(row["median_ms"]) not in [line[2] for line in markdown_tables(markdown_of(document))[0]]
+
+
+def test_unknown_accuracy_is_said(document: Doc) -> None:
+    for group in document["groups"]:
+        for row in group["rows"]:
+            row["accuracy"] = None
+    walk = Walk(page_of(document))
+    assert "not known" in walk.text
+    assert not any("Accuracy against latency" in (svg["aria-label"] or "") for svg in walk.all("svg"))
+    kinds = {answer.kind for answer in answers(validate(document), validate(document).groups[0])}
+    assert kinds == {"unknown"}
+
+
+def test_unstable_figures_are_marked_with_the_reason(document: Doc) -> None:
+    row = document["groups"][0]["rows"][3]
+    row.update(unstable=True, unstable_because=["drift: 12 %", "load: 1.0 of 2 cores"])
+    page, text = Walk(page_of(document)), markdown_of(document)
+    assert any("unstable drift: 12 %; load: 1.0 of 2 cores" in cell for t in page.tables for line in t for cell in line)
+    assert "unstable (drift: 12 %; load: 1.0 of 2 cores)" in text
+    assert csv_of(document)[3]["stability"] == "unstable: drift: 12 %; load: 1.0 of 2 cores"
+    said = headline(validate(document))
+    assert said is not None
+    assert "Unstable: VanillaNet-9." in said.lines[0]
+
+
+def test_published_figures_have_their_own_columns_and_enter_no_ratio(document: Doc) -> None:
+    before = csv_of(document)
+    for group in document["groups"]:
+        for row in group["rows"]:
+            row["published_a100_ms"], row["published_top1"] = 0.0123, 12.3
+    after = csv_of(document)
+    published = {"published_a100_ms", "published_top1_percent"}
+    assert [{k: v for k, v in line.items() if k not in published} for line in after] == [
+        {k: v for k, v in line.items() if k not in published} for line in before
+    ]
+    for table in markdown_tables(markdown_of(document)):
+        if table[0][:2] == ["Network", "Top-1"]:
+            for line in table[1:]:
+                holds = [name for name, cell in zip(table[0], line, strict=True) if "0.0123" in cell or "12.30" in cell]
+                assert all(name.startswith("Published: ") for name in holds)
+                assert "Published: A100, PyTorch, ms" in holds
+    walk = Walk(page_of(document))
+    heads = [attributes for tag, attributes in walk.tags if tag == "th" and "pub" in (attributes.get("class") or "")]
+    assert heads
+    assert "Published, on another device" in walk.text
+
+
+def test_a_network_that_is_there_for_its_published_figures_only(document: Doc) -> None:
+    rows = document["groups"][0]["rows"]
+    empty = {key: [] if isinstance(value, list) else None for key, value in rows[0].items()}
+    keep = {key: rows[0][key] for key in ("backend", "precision", "batch", "input_size", "accuracy")}
+    extra = {
+        "network": "vitae",
+        "label": "ViTAE-T",
+        "published_a100_ms": 13.37,
+        "unstable": False,
+        "count": 0,
+        "run": {},
+    }
+    rows.append({**empty, **keep, **extra, "notes": ["published figures only"]})
+    typed = validate(document)
+    assert "ViTAE-T" not in [answer.rival.name for answer in answers(typed, typed.groups[0])]
+    walk = Walk(page_of(document))
+    line = next(line for table in walk.tables for line in table if line[0] == "ViTAE-T" and "13.37" in line)
+    assert line[2] == "not measured; published figures only"
+    assert "failed" not in csv_of(document)[7]["stability"]
+
+
+def ratio_of(value: float, low: float, high: float) -> Doc:
+    return {"value": value, "low": low, "high": high, "level": 0.95}
+
+
+def answered(document: Doc, change: Callable[[dict[str, Doc]], None]) -> tuple[str, str, str]:
+    """The headline, and kind and text of the answer for ResNet-50, with FP32 alone."""
+    document["groups"] = document["groups"][:1]
+    change({row["network"]: row for row in document["groups"][0]["rows"]})
+    typed = validate(document)
+    said, found = headline(typed), answers(typed, typed.groups[0])[0]
+    assert said is not None
+    assert found.rival.network == "resnet50"
+    return said.word, found.kind, found.text
+
+
+def test_slower_is_said_as_plainly_as_faster(document: Doc) -> None:
+    def slower(rows: dict[str, Doc]) -> None:
+        rows["vanillanet_9"]["ratio"] = ratio_of(1.98, 1.9, 2.05)
+
+    def faster(rows: dict[str, Doc]) -> None:
+        rows["vanillanet_9"]["ratio"] = ratio_of(0.8, 0.75, 0.85)
+
+    word, kind, text = answered(copy.deepcopy(document), slower)
+    assert (word, kind) == ("No.", "slower")
+    assert text.startswith("VanillaNet-9 is slower than ResNet-50: it takes 1.98× the time (1.90 to 2.05).")
+    word, kind, text = answered(document, faster)
+    assert (word, kind) == ("Yes.", "faster")
+    assert text.startswith("VanillaNet-9 is 1.25× faster than ResNet-50 (1.18 to 1.33).")
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0.99, 0.97, 1.01), (1.02, 0.99, 1.06)])
+def test_an_interval_that_holds_one_is_no_answer(document: Doc, value: float, low: float, high: float) -> None:
+    def close(rows: dict[str, Doc]) -> None:
+        rows["vanillanet_9"]["ratio"] = rows["vanillanet_13"]["ratio"] = ratio_of(value, low, high)
+
+    word, kind, text = answered(document, close)
+    assert (word, kind) == ("Not decided.", "undecided")
+    assert "cannot be told apart" in text
+    assert markdown_of(document).count("no difference shown") == 2
+
+
+def test_a_less_accurate_network_does_not_answer(document: Doc) -> None:
+    """VanillaNet-6 has 76.36 %: however fast, it says nothing of a network of 79.80 %."""
+
+    def quick(rows: dict[str, Doc]) -> None:
+        rows["vanillanet_6"]["ratio"] = ratio_of(0.1, 0.09, 0.11)
+        rows["vanillanet_9"]["ratio"] = ratio_of(2.0, 1.9, 2.1)
+
+    assert answered(document, quick)[1] == "slower"
+
+
+def test_none_accurate_enough(document: Doc) -> None:
+    def best(rows: dict[str, Doc]) -> None:
+        rows["resnet50"]["accuracy"]["top1_percent"] = 99.0
+
+    word, kind, text = answered(document, best)
+    assert (word, kind) == ("No answer.", "out of reach")
+    assert "VanillaNet-13" in text
+
+
+def test_a_failed_baseline_leaves_no_answer(document: Doc) -> None:
+    def broken(rows: dict[str, Doc]) -> None:
+        rows["resnet50"].update(failed(rows["resnet50"], "hung"))
+        for row in rows.values():
+            row["ratio"] = None
+
+    assert answered(document, broken)[:2] == ("No answer.", "failed")
+
+
+def test_the_headline_tells_groups_apart(document: Doc) -> None:
+    said = headline(validate(document))
+    assert said is not None
+    assert said.word == "It depends."
+    assert said.lines[0].startswith("FP32: VanillaNet-9 is slower")
+    assert said.lines[1].startswith("INT8: VanillaNet-9 is 1.09× faster")
+    assert "It depends." in Walk(page_of(document)).texts["strong"]
+
+
+def test_rivals_that_are_no_baseline_are_compared_by_the_samples(document: Doc) -> None:
+    typed = validate(document)
+    found = {answer.rival.network: answer for answer in answers(typed, typed.groups[0])}
+    assert found["swin_tiny"].row is not None
+    assert found["swin_tiny"].row.network == "vanillanet_13"
+    assert found["swin_tiny"].ratio is not None
+    assert found["swin_tiny"].ratio.value == pytest.approx(84.7 / 84.1, rel=0.02)
+
+
+def test_gpu_time_has_a_column_where_it_was_told_apart(document: Doc) -> None:
+    typed = validate(document)
+    assert "GPU time, ms" not in [column.heading for column in columns(typed, typed.groups[0])]
+    document["groups"][0]["rows"][0]["device_ms"] = {"median": 0.4321, "p90": 0.5, "p99": 0.6}
+    document["groups"][0]["device"] = "An Accelerator"
+    document["groups"] = document["groups"][:1]
+    page = Walk(page_of(document))
+    assert "0.4321" in [line[6] for line in page.tables[0][1:]]
+    assert "on An Accelerator?" in page.text
+
+
+def test_size(synthetic: Doc) -> None:
+    """Seven networks in two precisions, two thousand calls each."""
+    page = page_of(synthetic_document(rounds=20, calls=100))
+    assert len(page.encode()) < 400_000
+    assert len(page.encode()) < 1.3 * len(page_of(synthetic).encode()), "the page does not grow with the calls"
+
+
+def test_the_schema_is_the_shipped_one() -> None:
+    path = Path(write_report.__code__.co_filename).with_name("schema.json")
+    assert json.loads(path.read_text(encoding="utf-8")) == document_schema(), "generate it anew"
+
+
+def test_the_schema_is_told_when_to_want_a_hash() -> None:
+    row = document_schema()["$defs"]["RowPart"]
+    assert row["then"]["required"] == ["artifact_sha256"]
+
+
+def at(document: Doc, place: int) -> Doc:
+    row: Doc = document["groups"][0]["rows"][place]
+    return row
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: at(d, 0).update(artifact_sha256=None), "a latency without the hash"),
+        (lambda d: at(d, 0).update(median_ms=math.nan), "finite"),
+        (lambda d: at(d, 0).update(median_ms=None), "a ratio without a latency"),
+        (lambda d: at(d, 0)["ratio"].update(low=3.0), "does not lie between"),
+        (lambda d: at(d, 0)["accuracy"].update(source="guessed"), "accuracy.source"),
+        (lambda d: at(d, 0)["accuracy"].update(top1_percent=101.0), "top1_percent"),
+        (lambda d: d.update(groups={"rows": []}), "groups"),
+        (lambda d: d.pop("baseline"), "baseline"),
+    ],
+)
+def test_a_document_that_does_not_fit_is_refused(document: Doc, change: Callable[[Doc], None], said: str) -> None:
+    change(document)
+    with pytest.raises(InputError) as caught:
+        validate(document)
+    assert any(said in line for line in caught.value.details)
+    assert "vexport bench" in caught.value.hint
+
+
+@pytest.mark.parametrize("other", [{"schema": 1}, {}, [], None])
+def test_other_documents_are_refused(other: Any) -> None:
+    with pytest.raises(InputError, match="schema"):
+        validate(other)
+
+
+def test_further_fields_are_let_through(document: Doc) -> None:
+    document["further"] = {"x": 1}
+    at(document, 0)["further"] = [1]
+    assert isinstance(validate(document), Document)
+
+
+def small(document: Doc, rows: int = 2) -> Doc:
+    """One group of few rows, so that pictures are few."""
+    document["groups"] = document["groups"][:1]
+    document["groups"][0]["rows"] = document["groups"][0]["rows"][:rows]
+    return document
+
+
+def test_files(document: Doc, tmp_path: Path) -> None:
+    written = write_report(small(document), tmp_path / "new" / "folder")
+    assert [path.name for path in written[:3]] == ["report.html", "report.md", "results.csv"]
+    assert all(path.is_file() for path in written)
+    pictures = {path.name for path in written[3:]}
+    assert len(pictures) == 12
+    assert {Path(name).stem for name in pictures if name.endswith(".svg")} == {
+        Path(name).stem for name in pictures if name.endswith(".png")
+    }
+    linked = re.findall(r"\((figures/[^)]+)\)", (tmp_path / "new/folder/report.md").read_text(encoding="utf-8"))
+    assert sorted(linked) == sorted(f"figures/{name}" for name in pictures)
+
+
+def test_again_replaces_and_removes_what_is_no_longer_drawn(document: Doc, tmp_path: Path) -> None:
+    first = write_report(small(copy.deepcopy(document)), tmp_path)
+    document = small(document)
+    for row in document["groups"][0]["rows"]:
+        row["accuracy"] = None
+    second = write_report(document, tmp_path)
+    gone = set(first) - set(second)
+    assert len(gone) == 4
+    assert not any(path.exists() for path in gone)
+    assert not list(tmp_path.rglob(".vexport-*"))
+
+
+def test_what_a_report_did_not_write_is_kept(document: Doc, tmp_path: Path) -> None:
+    mine = tmp_path / "report.md"
+    mine.write_text("my own notes", encoding="utf-8")
+    with pytest.raises(WorkspaceError, match="in the way"):
+        write_report(small(document), tmp_path)
+    assert mine.read_text(encoding="utf-8") == "my own notes"
+    assert not (tmp_path / "report.html").exists()
+    write_report(document, tmp_path, force=True)
+    assert "my own notes" not in mine.read_text(encoding="utf-8")
+    mine.write_text("changed by hand", encoding="utf-8")
+    with pytest.raises(WorkspaceError, match="in the way"):
+        write_report(document, tmp_path)
+
+
+def test_a_list_of_files_that_leads_elsewhere_deletes_nothing(document: Doc, tmp_path: Path) -> None:
+    outside = tmp_path / "precious.txt"
+    outside.write_text("x", encoding="utf-8")
+    folder = tmp_path / "report"
+    folder.mkdir()
+    hashes = {"../precious.txt": hashlib.sha256(b"x").hexdigest(), str(outside): hashlib.sha256(b"x").hexdigest()}
+    (folder / "report.files.json").write_text(json.dumps(hashes), encoding="utf-8")
+    write_report(small(document), folder)
+    assert outside.exists()
+
+
+def test_a_folder_that_is_a_file(document: Doc, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("x", encoding="utf-8")
+    with pytest.raises(WorkspaceError, match="not a folder"):
+        write_report(small(document), tmp_path / "taken")
