@@ -24,10 +24,10 @@ from vexport.graph.quantize import conv_edges
 from vexport.pipeline import quantize_gate, quantize_search
 from vexport.pipeline.calibration import QuantizeOptions
 from vexport.pipeline.convert import convert_graph
+from vexport.pipeline.fewest import fewest_left_out
 from vexport.pipeline.graphs import find_graph
 from vexport.pipeline.inspect import inspect_artifact
 from vexport.pipeline.quantize import QuantizeResult, quantize_graph
-from vexport.pipeline.quantize_search import fewest_left_out
 from vexport.pipeline.range_picture import bits_lost
 from vexport.run.ort import OrtRunner
 from vexport.workspace import Workspace, hash_file, load_artifact, read_manifest

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vexport.errors import InputError
 from vexport.graph.inspect import metadata
 from vexport.graph.quantize import conv_edges, quantize
-from vexport.run.bias_correction import BiasCorrection, _cut_out, correct_biases
+from vexport.run.bias_correction import BiasCorrection, _cut_out, add_corrections, correct_biases
 
 RANGES = {"input": 2.0, "pooled": 3.5, "second": 3.0}
 ROUGH = ("one", "two", "three")
@@ -356,3 +356,19 @@ def test_a_graph_that_onnx_runtime_cannot_load() -> None:
     node.op_type = "NoSuchOperator"
     with pytest.raises(InputError, match="ONNX Runtime cannot load the FP32 graph"):
         correct_biases(fp32, int8, batches(prepared(4)))
+
+
+def test_corrections_found_before_are_added_again() -> None:
+    """To the same graph: the same result. To one with fewer INT8 layers: their biases alone change."""
+    fp32 = colour_graph()
+    int8 = quantize(fp32, RANGES)
+    before = int8.SerializeToString()
+    corrected, report = correct_biases(fp32, int8, batches(prepared(16)))
+    again = add_corrections(int8, {row.node: row.correction for row in report})
+    assert int8.SerializeToString() == before
+    for name in ("first", "second", "last"):
+        np.testing.assert_allclose(bias(again, name), bias(corrected, name), rtol=1e-6, atol=1e-7)
+    mixed = quantize(fp32, RANGES, keep=["second"])
+    some = add_corrections(mixed, {row.node: row.correction for row in report if row.node != "second"})
+    np.testing.assert_allclose(bias(some, "first"), bias(corrected, "first"), rtol=1e-6, atol=1e-7)
+    assert conv_edges(some) == conv_edges(mixed)

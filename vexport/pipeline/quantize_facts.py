@@ -65,7 +65,7 @@ def describe_result(
         "method": best.method,
         "equalised": best.form.name == "equalised",
         "bias_corrected": best.corrected,
-        "bias_correction": list(best.correction),
+        "bias_correction": [row.to_json() for row in best.correction],
         "tried": [candidate.to_json() for candidate in found.tried],
         "equalisation": found.equalised.to_json() if found.equalised else None,
         "layers": [edges.to_json() for edges in layers],

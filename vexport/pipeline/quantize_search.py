@@ -7,17 +7,19 @@ where the gate is missed, the fewest convolutions left in floating point with wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vexport.pipeline.calibration import Job, OnProgress, find_statistics
+from vexport.pipeline.fewest import fewest_left_out
 from vexport.pipeline.held_out import HeldOut, Recorded, damage
 from vexport.pipeline.quantize_gate import measure_gate, measure_sensitivity, missed
 
 if TYPE_CHECKING:
     import onnx
 
+    from vexport.run.bias_correction import BiasCorrection
     from vexport.run.calibrate import Statistics
     from vexport.run.calibration_images import Loader
     from vexport.run.runner import Array, Runner
@@ -32,8 +34,6 @@ EXACT = 1e-9
 # Measured: 64 images give nearly all of it, and with less than 16 biases take up accidents of the images.
 CORRECTION_IMAGES = 64
 LEAST_CORRECTION_IMAGES = 32
-# Of so few layers that are left out, each is tried once more: is it needed beside the others?
-MOST_TRIED_AGAIN = 8
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Candidate:
     corrected: bool
     model: onnx.ModelProto
     agreement: HeldOut
-    correction: tuple[dict[str, Any], ...] = ()
+    correction: tuple[BiasCorrection, ...] = ()
 
     @property
     def damage(self) -> float:
@@ -299,7 +299,7 @@ class Search:
             corrected=True,
             model=model,
             agreement=self._compare(model, "corrected"),
-            correction=tuple(row.to_json() for row in report),
+            correction=tuple(report),
         )
 
     def try_corrected(self, candidate: Candidate) -> Candidate:
@@ -310,9 +310,16 @@ class Search:
 
     def with_left_out(self, best: Candidate, left_out: Sequence[str]) -> Candidate:
         """A candidate's recipe with more convolutions left in floating point."""
+        from vexport.run.bias_correction import add_corrections
+
         keep = (*self.job.options.keep, *left_out)
         found = self.quantized(best.form, best.method, best.ranges, keep)
-        return self.corrected(found) if best.corrected else found
+        if not best.corrected:
+            return found
+        # As they were found with all layers in INT8: finding them anew takes longer than all else.
+        kept = tuple(row for row in best.correction if row.node not in keep)
+        model = add_corrections(found.model, {row.node: row.correction for row in kept})
+        return replace(found, corrected=True, model=model, agreement=self._compare(model, "corrected"), correction=kept)
 
     def _compare(self, model: onnx.ModelProto, name: str) -> HeldOut:
         from vexport.run.ort import OrtRunner
@@ -328,49 +335,3 @@ class Search:
             chosen = [names[index * len(names) // count] for index in range(count)]
             self._images = [batch.images for batch in self._loader.batches(chosen, varied=False)]
         return self._images
-
-
-def fewest_left_out(
-    ranked: Sequence[str], passes: Callable[[Sequence[str]], bool], on_try: Callable[[int], None] = lambda _: None
-) -> list[str] | None:
-    """The fewest layers of a ranking without which a gate holds.
-
-    First the shortest beginning of the ranking, found by doubling and halving as if more layers never did harm; then,
-    where that is at most 8 layers, each is put back if the gate holds without it. That is not every subset: another
-    one as small may exist.
-
-    Args:
-        ranked: Layers, the worst first.
-        passes: Whether the gate holds with these left out.
-        on_try: Told how many are left out, before each try.
-
-    Returns:
-        In the order of the ranking; None where not even all but the last would do.
-    """
-
-    def holds(layers: Sequence[str]) -> bool:
-        on_try(len(layers))
-        return passes(layers)
-
-    most, count, too_few = len(ranked) - 1, 1, 0
-    if most < 1:
-        return None
-    while not holds(ranked[:count]):
-        if count == most:
-            return None
-        too_few, count = count, min(2 * count, most)
-    enough = count
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        if holds(ranked[:middle]):
-            enough = middle
-        else:
-            too_few = middle
-    needed = list(ranked[:enough])
-    if len(needed) <= MOST_TRIED_AGAIN:
-        # The last one is needed: without it the gate was missed.
-        for layer in needed[-2::-1]:
-            rest = [other for other in needed if other != layer]
-            if rest and holds(rest):
-                needed = rest
-    return needed

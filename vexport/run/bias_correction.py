@@ -14,7 +14,7 @@ the graph: what leaves it is (N, C) per convolution, and the memory grows neithe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -282,6 +282,20 @@ def _cut_out(model: onnx.ModelProto, tensors: Sequence[str], *, squares: bool) -
         part.graph.outputs.append(node.outputs[0])
     RemoveUnusedNodesPass()(part)
     return onnx_ir.to_proto(part)
+
+
+def add_corrections(int8: onnx.ModelProto, corrections: Mapping[str, Float64]) -> onnx.ModelProto:
+    """The graph with corrections that were found before, say with more of its convolutions in INT8.
+
+    Args:
+        int8: The graph; not changed.
+        corrections: What is added to the biases, (C,) by the convolution's name.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(int8)
+    for name, correction in corrections.items():
+        _add_to_bias(result, name, correction)
+    return result
 
 
 def _require_layers(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> list[_Layer]:
