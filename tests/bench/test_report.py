@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 
 from vexport.bench.clock import Samples
-from vexport.bench.report import BenchReport, Case, make_report, verdicts
+from vexport.bench.report import BenchReport, Case, make_report, row_to_json, verdicts
 
 FULL, SMALL = (3, 224, 224), (1, 8, 8)
-NINE = Case("vanillanet_9", "onnxruntime CPU", "FP32", 1, FULL, "ab12", 79.87, 2.91)
-RESNET = replace(NINE, network="resnet50", artifact_sha256=None, published_top1=79.8, published_a100_ms=7.64)
+NINE = Case("vanillanet_9", "onnxruntime CPU", "FP32", 1, FULL, "ab12", 79.87, 2.91, "VanillaNet-9")
+RESNET = replace(
+    NINE, network="resnet50", artifact_sha256=None, published_top1=79.8, published_a100_ms=7.64, label="ResNet-50"
+)
 
 
 def taking(*rounds_ms: float, error: str | None = None, spread: float = 0.0) -> Samples:
@@ -64,55 +66,63 @@ def test_rows_are_grouped_by_input_size() -> None:
 def test_slower_in_words() -> None:
     made = report((NINE, taking(19.8, 19, 20.5)), (RESNET, taking(10, 10, 10)))
     assert verdicts(made.rows) == [
-        "vanillanet_9 takes 1.98x the time of resnet50 (1.90 to 2.05) at FP32, batch 1, 224x224, onnxruntime CPU"
+        "VanillaNet-9 is slower than ResNet-50: 1.98x the time (1.90 to 2.05) "
+        "at FP32, batch 1, 224x224, onnxruntime CPU"
     ]
 
 
 def test_faster_in_words() -> None:
     made = report((NINE, taking(8, 8, 8)), (RESNET, taking(10, 10, 10)))
-    assert verdicts(made.rows) == [
-        "vanillanet_9 is 1.25x faster than resnet50 (1.25 to 1.25) at FP32, batch 1, 224x224, onnxruntime CPU"
+    assert verdicts(made.rows, "Example") == [
+        "VanillaNet-9 is 1.25x faster (1.25 to 1.25) than ResNet-50 at FP32, batch 1, 224x224, onnxruntime CPU "
+        "on Example"
     ]
 
 
 def test_equal_within_the_interval_in_words() -> None:
     made = report((NINE, taking(9.8, 10, 10.2)), (RESNET, taking(10, 10, 10)))
     (said,) = verdicts(made.rows)
-    assert said.startswith("vanillanet_9 and resnet50 cannot be told apart: 1.00x the time (0.98 to 1.02)")
+    assert said.startswith("VanillaNet-9 and ResNet-50 cannot be told apart: 1.00x the time (0.98 to 1.02)")
 
 
 def test_doubt_is_said() -> None:
     made = report((NINE, taking(20, 20, spread=0.5)), (RESNET, taking(10, 10)))
-    assert verdicts(made.rows)[0].endswith("; unstable: vanillanet_9")
+    assert verdicts(made.rows)[0].endswith("; unstable: VanillaNet-9")
     both = report((NINE, taking(20, 20)), (RESNET, taking(10, 10, spread=0.5)))
-    assert verdicts(both.rows)[0].endswith("; unstable: resnet50")
+    assert verdicts(both.rows)[0].endswith("; unstable: ResNet-50")
 
 
 def test_a_failure_is_a_row_and_a_sentence() -> None:
     made = report((NINE, taking(error="RuntimeError: out of memory")), (RESNET, taking(10, 10)))
     assert made.rows[0].ratio is None
     assert verdicts(made.rows) == [
-        "vanillanet_9 failed at FP32, batch 1, 224x224, onnxruntime CPU: RuntimeError: out of memory"
+        "VanillaNet-9 failed at FP32, batch 1, 224x224, onnxruntime CPU: RuntimeError: out of memory"
     ]
     nobody = report((NINE, taking(10, 10)), (RESNET, taking(error="RuntimeError: no")))
     assert nobody.rows[0].ratio is None
 
 
-def test_the_document_is_strict_json_with_raw_samples() -> None:
+def test_a_row_is_strict_json_with_raw_samples() -> None:
     failed = replace(NINE, network="swin_tiny")
     made = report((NINE, taking(20, 21)), (RESNET, taking(10, 10)), (failed, taking(error="RuntimeError: no")))
-    document = json.loads(json.dumps(made.to_json(), allow_nan=False))
-    assert document["schema"] == 1
-    assert document["environment"] == {"cpu": "Example"}
-    assert document["settings"] == {"rounds": 3}
-    (group,) = document["groups"]
-    assert group["input_size"] == [3, 224, 224]
-    nine, resnet, swin = group["rows"]
+    nine, resnet, swin = (
+        json.loads(json.dumps(row_to_json(row, samples), allow_nan=False))
+        for row, samples in zip(made.rows, made.samples, strict=True)
+    )
+    assert nine["input_size"] == [3, 224, 224]
     assert nine["samples_ns"] == [[20_000_000] * 4, [21_000_000] * 4]
     assert nine["ratio"]["low"] <= nine["ratio"]["value"] <= nine["ratio"]["high"]
-    assert resnet["published_top1"] == 79.8
+    assert (nine["label"], resnet["published_top1"]) == ("VanillaNet-9", 79.8)
     assert (swin["median_ms"], swin["ratio"], swin["error"]) == (None, None, "RuntimeError: no")
-    assert len(group["verdicts"]) == 2
     assert nine["run"]["median_interval_ms"]["low"] == 20
     assert nine["run"]["spikes"] == []
     assert (swin["unstable_because"], swin["run"]["drift"]) == (["error: RuntimeError: no"], None)
+    assert nine["device_ms"] is None
+
+
+def test_the_devices_own_time_is_told_apart() -> None:
+    samples = replace(taking(20, 20), parts_ns={"device": ((5_000_000,) * 3, (7_000_000,) * 2), "enqueue": ((1,),)})
+    made = report((NINE, samples))
+    device = row_to_json(made.rows[0], samples)["device_ms"]
+    assert device["median"] == 5.0
+    assert 5.0 < device["p90"] <= device["p99"] <= 7.0

@@ -1,4 +1,4 @@
-"""From samples to rows, verdicts in words, and one JSON document.
+"""From samples to rows and verdicts in words.
 
 Networks of different input sizes are never compared: a ratio is between rows of one input size, backend, precision and
 batch. Published figures have fields of their own and enter no ratio.
@@ -14,7 +14,7 @@ from typing import Any
 from vexport.bench.clock import Ratio, Samples, ratio
 from vexport.bench.watch import summarise
 
-SCHEMA = 1
+SCHEMA = 2
 BASELINE = "resnet50"
 
 
@@ -31,6 +31,7 @@ class Case:
         artifact_sha256: Hash of the file that ran; None where there is none.
         published_top1: ImageNet top-1 in per cent, as published.
         published_a100_ms: Latency on an A100, as published.
+        label: The network's name for people; empty where it is the same.
     """
 
     network: str
@@ -41,6 +42,12 @@ class Case:
     artifact_sha256: str | None = None
     published_top1: float | None = None
     published_a100_ms: float | None = None
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return self.label or self.network
 
     @property
     def comparable(self) -> tuple[object, ...]:
@@ -103,32 +110,6 @@ class BenchReport:
         sizes = dict.fromkeys(row.input_size for row in self.rows)
         return {size: tuple(row for row in self.rows if row.input_size == size) for size in sizes}
 
-    def to_json(self) -> dict[str, Any]:
-        """The document: groups of rows, each row with its raw samples round by round, in nanoseconds."""
-        with_samples = [
-            (
-                row,
-                {**row.to_json(), "samples_ns": [list(part) for part in samples.rounds_ns], "run": _run_facts(samples)},
-            )
-            for row, samples in zip(self.rows, self.samples, strict=True)
-        ]
-        groups = [
-            {
-                "input_size": list(size),
-                "rows": [data for row, data in with_samples if row.input_size == size],
-                "verdicts": verdicts(rows),
-            }
-            for size, rows in self.groups().items()
-        ]
-        return {
-            "schema": SCHEMA,
-            "tool": "vexport",
-            "baseline": BASELINE,
-            "groups": groups,
-            "environment": dict(self.environment),
-            "settings": dict(self.settings),
-        }
-
 
 def make_report(
     measured: Sequence[tuple[Case, Samples]], *, environment: Mapping[str, Any], settings: Mapping[str, Any]
@@ -146,6 +127,25 @@ def make_report(
             baselines.setdefault(case.comparable, samples)
     rows = tuple(_row(case, samples, baselines.get(case.comparable)) for case, samples in measured)
     return BenchReport(rows, tuple(samples for _, samples in measured), dict(environment), dict(settings))
+
+
+def row_to_json(row: Row, samples: Samples) -> dict[str, Any]:
+    """A row as it stands in the document: with its raw samples, round by round, in nanoseconds.
+
+    Args:
+        row: The figures.
+        samples: What they were made from.
+    """
+    raw = [list(part) for part in samples.rounds_ns]
+    return {**row.to_json(), "samples_ns": raw, "run": _run_facts(samples), "device_ms": _device(samples)}
+
+
+def _device(samples: Samples) -> dict[str, float] | None:
+    """The device's own time by events; None where it was not told apart."""
+    part = samples.part("device")
+    if part is None or not part.count:
+        return None
+    return {"median": part.median_ms, "p90": part.p90_ms, "p99": part.p99_ms}
 
 
 def _run_facts(samples: Samples) -> dict[str, Any]:
@@ -178,30 +178,41 @@ def _row(case: Case, samples: Samples, baseline: Samples | None) -> Row:
     )
 
 
-def verdicts(rows: Sequence[Row]) -> list[str]:
-    """One sentence per row that stands beside ResNet-50, and one per row that failed."""
+def verdicts(rows: Sequence[Row], device: str | None = None) -> list[str]:
+    """One sentence per row that stands beside ResNet-50, and one per row that failed.
+
+    Args:
+        rows: Of any groups.
+        device: What they were measured on, for the sentences.
+    """
+    on = f" on {device}" if device else ""
     said = []
     for row in rows:
         if row.error is not None:
-            said.append(f"{row.network} failed at {_where(row)}: {row.error}")
+            said.append(f"{row.title} failed at {_where(row)}{on}: {row.error}")
         elif row.ratio is not None and row.network != BASELINE:
-            shaky = [other for other in rows if other.unstable and other.comparable == row.comparable]
-            names = [other.network for other in shaky if other is row or other.network == BASELINE]
-            doubt = f"; unstable: {' and '.join(dict.fromkeys(names))}" if names else ""
-            said.append(f"{_compared(row, row.ratio)} at {_where(row)}{doubt}")
+            alike = [other for other in rows if other.comparable == row.comparable]
+            baseline = next((other.title for other in alike if other.network == BASELINE), BASELINE)
+            shaky = [other.title for other in alike if other.unstable and (other is row or other.network == BASELINE)]
+            doubt = f"; unstable: {' and '.join(dict.fromkeys(shaky))}" if shaky else ""
+            said.append(f"{compared(row.title, baseline, row.ratio)} at {_where(row)}{on}{doubt}")
     return said
 
 
-def _compared(row: Row, found: Ratio) -> str:
+def compared(one: str, other: str, found: Ratio) -> str:
+    """Which of two is faster, and by how much; the interval alone decides.
+
+    Args:
+        one: Name of the numerator.
+        other: Name of the denominator.
+        found: Their ratio.
+    """
     if found.low > 1:
-        return f"{row.network} takes {found.value:.2f}x the time of {BASELINE} ({found.low:.2f} to {found.high:.2f})"
+        return f"{one} is slower than {other}: {found.value:.2f}x the time ({found.low:.2f} to {found.high:.2f})"
     if found.high < 1:
         gain = found.inverse()
-        return f"{row.network} is {gain.value:.2f}x faster than {BASELINE} ({gain.low:.2f} to {gain.high:.2f})"
-    return (
-        f"{row.network} and {BASELINE} cannot be told apart: "
-        f"{found.value:.2f}x the time ({found.low:.2f} to {found.high:.2f})"
-    )
+        return f"{one} is {gain.value:.2f}x faster ({gain.low:.2f} to {gain.high:.2f}) than {other}"
+    return f"{one} and {other} cannot be told apart: {found.value:.2f}x the time ({found.low:.2f} to {found.high:.2f})"
 
 
 def _where(row: Row) -> str:

@@ -1,49 +1,35 @@
-"""Latency of the workspace's graphs beside the baselines, in ONNX Runtime and in eager PyTorch."""
+"""`vexport bench`: the networks of a recipe, or files that are named, beside the baselines."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vexport.artifacts import Artifact, BenchResult, Checkpoint, Engine, Graph, Manifest
-from vexport.deps import tool_versions
+from vexport.artifacts import Artifact, Engine, Graph
 from vexport.errors import InputError
-from vexport.model.variants import VARIANTS, Published
+from vexport.model.variants import VARIANTS
+from vexport.pipeline.bench_files import FULL_SIZE, cells_of_file, group_cells
+from vexport.pipeline.bench_matrix import Cell, plan_groups
+from vexport.pipeline.bench_session import BenchOutcome, Session, run_session
 from vexport.pipeline.export import export_graph
-from vexport.pipeline.resolve import Weights, require_model
-from vexport.workspace import Workspace, hash_file, load_artifact, read_manifest, stage
+from vexport.pipeline.resolve import Weights, model_names, require_model
+from vexport.workspace import Workspace, load_artifact
 
 if TYPE_CHECKING:
-    from vexport.bench.clock import Clock
-    from vexport.bench.report import BenchReport, Case
     from vexport.engine.runtime import RuntimeName
-    from vexport.run.runner import Runner
+    from vexport.recipe.bench import BenchRecipe
 
-FULL_SIZE = (3, 224, 224)
+__all__ = ["BenchOutcome", "load_recipe", "measure_latency", "measure_recipe"]
+
 BASELINE_NAMES = ("resnet50", "swin_tiny")
+OnStep = Callable[[str, float | None], None]
+Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class BenchOutcome:
-    """A measurement and the file that holds it."""
-
-    artifact: BenchResult
-    report: BenchReport
-
-    def to_json(self) -> dict[str, Any]:
-        from vexport.bench.report import verdicts
-
-        return {
-            "path": str(self.artifact.path),
-            "rows": [row.to_json() for row in self.report.rows],
-            "verdicts": verdicts(self.report.rows),
-            "environment": dict(self.report.environment),
-            "settings": dict(self.report.settings),
-        }
+def _silent(_text: str, _share: float | None) -> None:
+    """Tells nobody."""
 
 
 def measure_latency(
@@ -60,7 +46,15 @@ def measure_latency(
     force: bool = False,
     trust: bool = False,
     cuda_graph: bool = False,
-    on_step: Callable[[str, float | None], None] = lambda _text, _share: None,
+    own_processes: bool = False,
+    resume: bool = False,
+    roofline: bool = False,
+    data: Path | None = None,
+    output: Path | None = None,
+    report: Path | None = None,
+    command: str = "vexport bench",
+    on_step: OnStep = _silent,
+    tell: Tell = lambda _line: None,
 ) -> BenchOutcome:
     """Time artifacts in turns and write the raw samples to `bench.json` in the workspace.
 
@@ -78,14 +72,22 @@ def measure_latency(
         force: Overwrite a `bench.json` that vexport did not write.
         trust: Open engines that vexport did not write.
         cuda_graph: Let engines replay their launches as CUDA graphs.
+        own_processes: Run each candidate in a process of its own. A script that asks for it guards its main part with
+            `if __name__ == "__main__"`, as multiprocessing demands.
+        resume: Go on from what an interrupted measurement left; needs `own_processes`.
+        roofline: Hold graphs on the CPU against what it could do.
+        data: A folder with one subfolder of images per class, for the accuracy of trained artifacts.
+        output: The document's file, in place of `bench.json` in the workspace.
+        report: A folder for the report; None writes none.
+        command: That was given, for the document.
         on_step: Told what is going on, and the share that is done where it is known.
+        tell: Told what is worth a line.
 
     Raises:
         InputError: there is nothing to measure, or an option makes no sense.
+        KeyboardInterrupt: Ctrl-C; with `own_processes` the finished groups have been written.
     """
     from vexport.bench.clock import Clock
-    from vexport.bench.environment import describe_environment
-    from vexport.bench.report import make_report
 
     require_model(model)
     if batch < 1:
@@ -93,35 +95,153 @@ def measure_latency(
     clock = Clock(duration_s=duration_s)
     if artifacts and (model or weights):
         raise InputError("files and --model exclude each other", hint="leave one of them out")
-    paths = _subjects(artifacts, workspace, model, weights, batch, on_step)
-    target = workspace.root / "bench.json"
-    with ExitStack() as stack:
-        candidates: list[tuple[Case, Runner]] = []
-        for path in paths:
-            # The network behind a graph may have been named itself.
-            known = {(case.artifact_sha256, case.backend) for case, _ in candidates}
-            opened = _open(path, workspace, batch, threads, eager, stack, trust=trust, cuda_graph=cuda_graph)
-            candidates += [pair for pair in opened if (pair[0].artifact_sha256, pair[0].backend) not in known]
-        if baselines and any(case.input_size == FULL_SIZE for case, _ in candidates):
-            present = {case.network for case, _ in candidates}
-            for name in (name for name in BASELINE_NAMES if name not in present):
-                on_step(f"preparing {name}", None)
-                graph = _baseline_graph(name, workspace)
-                candidates += _open(graph, workspace, batch, threads, eager, stack)
-        measured = _measure(candidates, clock, on_step)
-        settings = {**clock.settings(), "batch": batch, "threads": threads, "runners": _describe(candidates)}
-        report = make_report(measured, environment=describe_environment(), settings=settings)
-    facts = {"rows": [row.to_json() for row in report.rows]}
-    options = {"batch": batch, "threads": threads, "duration_s": duration_s, "cuda_graph": cuda_graph}
-    with stage(target, force=force) as staging:
-        staging.path.write_text(json.dumps(report.to_json()) + "\n", encoding="utf-8")
-        artifact = staging.publish(
-            BenchResult,
-            lambda sha256, size: Manifest(
-                "bench", sha256, size, None, options, facts, versions=tool_versions("torch", "onnxruntime")
-            ),
+    session = Session(
+        "files",
+        output or workspace.root / "bench.json",
+        workspace,
+        clock,
+        threads=threads,
+        own_processes=own_processes,
+        resume=resume,
+        roofline=roofline,
+        data=data,
+        command=command,
+        report=report,
+        force=force,
+        on_step=on_step,
+        tell=tell,
+    )
+    _require_options(session)
+    cells: list[Cell] = []
+    for path in _subjects(artifacts, workspace, model, weights, batch, on_step):
+        on_step(f"opening {path.name}", None)
+        made = cells_of_file(path, workspace, batch, threads, eager=eager, trust=trust, cuda_graph=cuda_graph)
+        # The network behind a graph may have been named itself.
+        known = {(cell.backend, cell.made.sha256) for cell in cells if cell.made}
+        cells += [cell for cell in made if cell.made and (cell.backend, cell.made.sha256) not in known]
+    if baselines and any(cell.input_size == FULL_SIZE for cell in cells):
+        cells += _baselines(cells, batch, eager)
+    return run_session(session, group_cells(cells))
+
+
+def measure_recipe(
+    recipe: BenchRecipe,
+    artifacts: Sequence[Path] = (),
+    *,
+    workspace: Workspace,
+    resume: bool = False,
+    data: Path | None = None,
+    output: Path | None = None,
+    report: Path | None = None,
+    trust: bool = False,
+    force: bool = False,
+    command: str = "vexport bench",
+    on_step: OnStep = _silent,
+    tell: Tell = lambda _line: None,
+) -> BenchOutcome:
+    """Measure every cell of a recipe, each in its own process, and write the document.
+
+    Args:
+        recipe: From `load_recipe`.
+        artifacts: Files that stand beside its networks, each with the backends of the recipe that take it.
+        workspace: Where artifacts are found and made; the document goes to `bench/<name>/bench.json` in it.
+        resume: Go on from what an interrupted measurement of that name left.
+        data: Images by class, in place of the recipe's.
+        output: The document's file.
+        report: A folder for the report; None writes none.
+        trust: Open engines that vexport did not write.
+        force: Overwrite files that vexport did not write.
+        command: That was given, for the document.
+        on_step: Told what is going on, and the share that is done where it is known.
+        tell: Told what is worth a line.
+
+    Raises:
+        InputError: there is nothing to measure.
+        KeyboardInterrupt: Ctrl-C; the finished groups have been written.
+    """
+    from vexport.bench.clock import Clock
+    from vexport.bench.worker import Timeouts
+
+    session = Session(
+        recipe.name,
+        output or workspace.root / "bench" / recipe.name / "bench.json",
+        workspace,
+        Clock(**recipe.clock.model_dump()),
+        timeouts=Timeouts(**recipe.timeouts.model_dump()),
+        threads=recipe.threads,
+        resume=resume,
+        max_open=recipe.max_open,
+        roofline=recipe.roofline,
+        data=data or (Path(recipe.data) if recipe.data else None),
+        limit=recipe.limit,
+        recipe=recipe.to_json(),
+        published=recipe.published,
+        command=command,
+        report=report,
+        force=force,
+        on_step=on_step,
+        tell=tell,
+    )
+    _require_options(session)
+    named = [
+        cell
+        for path in artifacts
+        for batch in recipe.batches
+        for cell in cells_of_file(
+            path, workspace, batch, recipe.threads, eager=False, trust=trust, backends=recipe.backends
         )
-    return BenchOutcome(artifact, report)
+    ]
+    groups = group_cells([cell for cells in plan_groups(recipe) for cell in cells] + named)
+    if not groups:
+        raise InputError(
+            f"the recipe {recipe.name} has nothing to measure",
+            hint="its networks need a backend that offers one of its precisions",
+        )
+    return run_session(session, groups)
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> BenchRecipe:
+    """Read a benchmark recipe, shipped or of a path.
+
+    Args:
+        name_or_path: Which.
+        overrides: `field=value`.
+
+    Raises:
+        RecipeError: there is none, or it has errors; each is a line of `details`.
+    """
+    from vexport.model.baselines import FIGURES_ONLY
+    from vexport.recipe.bench import load_bench_recipe
+    from vexport.run.backends import BACKENDS
+
+    return load_bench_recipe(
+        name_or_path, overrides, networks=model_names(), backends=list(BACKENDS), published=list(FIGURES_ONLY)
+    )
+
+
+def _require_options(session: Session) -> None:
+    from vexport.run.labels import read_class_folders
+    from vexport.run.runner import require_threads
+
+    require_threads(session.threads)
+    if session.target.suffix != ".json":
+        raise InputError(f"{session.target} does not end in .json", hint="name it so")
+    if session.data is not None:
+        read_class_folders(session.data)  # refuses before the work what would fail after it
+
+
+def _baselines(cells: Sequence[Cell], batch: int, eager: bool) -> list[Cell]:
+    """Baselines beside full-size networks, in each group that has one."""
+    present = {cell.network for cell in cells}
+    backends = {(cell.backend, cell.precision) for cell in cells if cell.input_size == FULL_SIZE}
+    beside = [("onnxruntime", "fp32"), *([("pytorch", "fp32")] if eager else [])]
+    wanted = [pair for pair in beside if pair in backends or pair[0] == "onnxruntime"]
+    return [
+        Cell(name, backend, precision, batch, FULL_SIZE, model=name, is_published=True)
+        for name in BASELINE_NAMES
+        if name not in present
+        for backend, precision in wanted
+    ]
 
 
 def _subjects(
@@ -130,7 +250,7 @@ def _subjects(
     model: str | None,
     weights: Weights | None,
     batch: int,
-    on_step: Callable[[str, float | None], None],
+    on_step: OnStep,
 ) -> list[Path]:
     """The files to measure."""
     if artifacts:
@@ -162,130 +282,15 @@ def _is_measurable(artifact: Artifact, batch: int) -> bool:
     if not isinstance(artifact, Engine):
         return False
     from vexport.engine.plan import why_not_here
+    from vexport.engine.runtime import MODULES, describe_runtime
     from vexport.engine.target import find_devices
 
     devices = find_devices()
     if not devices:
         return False
-    from importlib.util import find_spec
-
-    from vexport.engine.runtime import MODULES, describe_runtime
-
     least, most = (artifact.facts["profile"][key][0] for key in ("min", "max"))
     name: RuntimeName = artifact.facts["runtime"]["name"]
     here = find_spec(MODULES[name]) is not None and not why_not_here(
         artifact.manifest, describe_runtime(name).version, devices
     )
     return bool(here and least <= batch <= most)
-
-
-def _baseline_graph(name: str, workspace: Workspace) -> Path:
-    """A baseline's graph; random weights serve, since latency does not depend on their values."""
-    known = workspace.newest(
-        Graph, lambda graph: graph.path.name == f"{name}.random.onnx" and graph.facts["batch"] is None
-    )
-    if known is not None:
-        return known.path
-    return export_graph(workspace=workspace, model=name, weights="random").artifact.path
-
-
-def _open(
-    path: Path,
-    workspace: Workspace,
-    batch: int,
-    threads: int | None,
-    eager: bool,
-    stack: ExitStack,
-    *,
-    trust: bool = False,
-    cuda_graph: bool = False,
-) -> list[tuple[Case, Runner]]:
-    """The runners of one artifact: the backend that runs it, and eager PyTorch beside a graph."""
-    from vexport.run import open_runner
-
-    runner = stack.enter_context(open_runner(path, threads=threads, trust=trust, cuda_graph=cuda_graph))
-    runners = [(runner, hash_file(path))]
-    manifest = read_manifest(path)
-    if eager and path.suffix == ".onnx" and manifest is not None:
-        beside = _eager(path, workspace, threads)
-        if beside is not None:
-            runners.append((stack.enter_context(beside[0]), beside[1]))
-    return [(_case(path, found, sha256, batch), found) for found, sha256 in runners]
-
-
-def _eager(graph: Path, workspace: Workspace, threads: int | None) -> tuple[Runner, str] | None:
-    """PyTorch on the network that a graph was made from, and its hash; None where it is not at hand."""
-    from vexport.run import open_runner
-    from vexport.run.pytorch import TorchRunner
-
-    manifest = read_manifest(graph)
-    if manifest is None or manifest.parent is None:
-        return None
-    model, parent = manifest.facts["model"], manifest.parent
-    if model not in VARIANTS:
-        from vexport.model.baselines import create_baseline
-
-        size = manifest.facts["preprocessing"]["input_size"]
-        return TorchRunner(create_baseline(model), tuple(size), name=graph.stem, threads=threads), parent.sha256
-    beside = workspace.newest(Checkpoint, lambda found: found.sha256 == parent.sha256)
-    return (open_runner(beside.path, threads=threads), parent.sha256) if beside is not None else None
-
-
-def _case(path: Path, runner: Runner, sha256: str, batch: int) -> Case:
-    from vexport.bench.report import Case
-    from vexport.model.baselines import BASELINES
-
-    manifest = read_manifest(path)
-    model = str(manifest.facts.get("model")) if manifest else ""
-    size = tuple(side or 224 for side in runner.input_shape[1:])
-    if runner.input_shape[0] not in (None, batch):
-        raise InputError(
-            f"{path} has a fixed batch of {runner.input_shape[0]}", hint=f"--batch {runner.input_shape[0]}"
-        )
-    published: Published | None = None
-    if model in VARIANTS and manifest is not None and _is_published_size(manifest.facts, model):
-        published = VARIANTS[model].published
-    elif model in BASELINES:
-        published = BASELINES[model].published
-    in_pytorch = runner.backend.startswith("pytorch")
-    return Case(
-        network=path.name.removesuffix(".onnx")
-        .removesuffix(".engine")
-        .removesuffix(".safetensors")
-        .removesuffix(".deploy")
-        .removesuffix(".random"),
-        backend=runner.backend,
-        precision=str(manifest.facts.get("precision", "fp32")).upper() if manifest else "FP32",
-        batch=batch,
-        input_size=(size[0], size[1], size[2]),
-        artifact_sha256=sha256,
-        published_top1=published.top1 if published else None,
-        published_a100_ms=published.a100_pytorch_ms if published and in_pytorch else None,
-    )
-
-
-def _is_published_size(facts: dict[str, Any], model: str) -> bool:
-    network = facts.get("network", {})
-    return tuple(network.get("dims", ())) == VARIANTS[model].dims and network.get("num_classes") == 1000
-
-
-def _measure(
-    candidates: list[tuple[Case, Runner]], clock: Clock, on_step: Callable[[str, float | None], None]
-) -> list[tuple[Case, Any]]:
-    from vexport.run.compare import random_batches
-
-    inputs = {case.input_size: random_batches(case.input_size, (case.batch,))[0] for case, _ in candidates}
-
-    def call(case: Case, runner: Runner) -> Callable[[], object]:
-        images = inputs[case.input_size]
-        return lambda: runner(images)
-
-    named = {f"{i} {case.network}, {case.backend}": call(case, runner) for i, (case, runner) in enumerate(candidates)}
-    samples = clock.measure(
-        named, progress=lambda name, done, total: on_step(f"timing {name.partition(' ')[2]}", done / total)
-    )
-    return [(case, found) for (case, _), found in zip(candidates, samples.values(), strict=True)]
-
-
-def _describe(candidates: list[tuple[Case, Runner]]) -> dict[str, Any]:
-    return {f"{case.network}, {case.backend}": runner.describe() for case, runner in candidates}

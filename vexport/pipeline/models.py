@@ -34,10 +34,9 @@ class ModelRow:
 
 def list_models() -> list[ModelRow]:
     """Build every network without memory, count it, and put the published figures beside it."""
-    import timm
     import torch
 
-    from vexport.model.baselines import BASELINES
+    from vexport.model.baselines import BASELINES, create_baseline
     from vexport.model.build import build_network, count_cost
 
     rows = []
@@ -48,7 +47,7 @@ def list_models() -> list[ModelRow]:
         rows.append(ModelRow(name, len(variant.dims) + 1, cost.params / 1e6, cost.gmacs, variant.published))
     for name, baseline in BASELINES.items():
         with torch.device("meta"):
-            module = timm.create_model(baseline.timm_name).eval()
+            module = create_baseline(name)
         cost = count_cost(module, INPUT_SIZE)
         rows.append(ModelRow(name, None, cost.params / 1e6, cost.gmacs, baseline.published))
     return rows

@@ -1,0 +1,155 @@
+"""Two documents held against each other: what is a regression, and what nobody can tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vexport.bench.compare import Comparison, compare_documents
+from vexport.errors import GateError, InputError
+
+ROUNDS = 8
+
+
+def row(
+    network: str, ms: float | None, *, spread: float = 0.01, error: str | None = None, batch: int = 1, sha: str = "ab"
+) -> dict[str, Any]:
+    """Rounds whose medians lie within a spread of `ms`."""
+    shifts = [spread * (2 * index / (ROUNDS - 1) - 1) for index in range(ROUNDS)]
+    samples = [[round(ms * (1 + shift) * 1e6)] * 5 for shift in shifts] if ms else []
+    return {
+        "network": network,
+        "label": network.title(),
+        "backend": "onnxruntime CPU",
+        "precision": "FP32",
+        "batch": batch,
+        "input_size": [3, 224, 224],
+        "artifact_sha256": sha,
+        "median_ms": ms,
+        "error": error,
+        "samples_ns": samples,
+    }
+
+
+def document(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    environment = {"cpu": "Example", "usable_cores": 2, "gpus": [], "versions": {"onnxruntime": "1"}}
+    settings = {"threads": None, "own_processes": True, "duration_s": 5.0, "rounds": ROUNDS, "least_count": 50}
+    return {
+        "environment": environment | changes.pop("environment", {}),
+        "settings": settings | changes.pop("settings", {}),
+        "complete": True,
+        "groups": [{"rows": list(rows)}],
+        **changes,
+    }
+
+
+def compared(old: float, new: float, spread: float = 0.01, bound: float | None = 0.05) -> Comparison:
+    return compare_documents(
+        document(row("nine", old, spread=spread)), document(row("nine", new, spread=spread)), bound=bound
+    )
+
+
+def test_slower_beyond_the_bound_is_a_regression() -> None:
+    found = compared(10, 12)
+    (change,) = found.changes
+    assert (change.kind, change.regressed, change.old_ms, change.new_ms) == ("slower", True, 10, 12)
+    assert change.ratio is not None
+    assert change.ratio.low > 1.05
+    with pytest.raises(GateError) as caught:
+        found.require_passed()
+    assert caught.value.exit_code == 3
+    assert caught.value.message == "1 of 1 rows is more than 5.0% slower"
+    assert caught.value.details[0].startswith("Nine, onnxruntime CPU FP32, batch 1: slower, +20.0 % (+1")
+    assert "whole interval" in caught.value.hint
+
+
+def test_slower_within_the_bound_is_none() -> None:
+    found = compared(10, 10.4)
+    assert (found.changes[0].kind, found.passed) == ("slower", True)
+    found.require_passed()
+
+
+def test_what_the_interval_leaves_open_is_no_regression() -> None:
+    found = compared(10, 11, spread=0.2)
+    (change,) = found.changes
+    assert change.ratio is not None
+    assert change.ratio.value > 1.05
+    assert change.ratio.low < 1.05
+    assert (change.kind, change.regressed) == ("not told apart", False)
+    found.require_passed()
+
+
+def test_without_a_bound_nothing_is_asked() -> None:
+    found = compared(10, 20, bound=None)
+    assert (found.changes[0].kind, found.changes[0].regressed) == ("slower", False)
+    found.require_passed()
+    assert found.to_json()["passed"] is None
+
+
+def test_faster() -> None:
+    assert compared(10, 8).changes[0].kind == "faster"
+
+
+def test_what_fails_now_is_a_regression() -> None:
+    old = document(row("nine", 10), row("resnet50", 5), row("gone", 3), row("broken", None, error="no"))
+    new = document(
+        row("nine", None, error="hung: no answer for 120 s"),
+        row("resnet50", 5),
+        row("fresh", 1),
+        row("broken", None, error="no"),
+    )
+    found = compare_documents(old, new, bound=0.05)
+    assert {change.network: change.kind for change in found.changes} == {
+        "Nine": "fails now",
+        "Resnet50": "not told apart",
+        "Fresh": "new",
+        "Broken": "fails",
+        "Gone": "missing",
+    }
+    assert [change.network for change in found.regressed] == ["Nine"]
+    assert compare_documents(new, old, bound=0.05).changes[0].kind == "works now"
+
+
+def test_another_artifact_is_told() -> None:
+    found = compare_documents(document(row("nine", 10)), document(row("nine", 10, sha="cd")))
+    assert found.changes[0].same_artifact is False
+
+
+def test_rows_are_matched_by_all_that_shapes_them() -> None:
+    with pytest.raises(InputError, match="share no row") as caught:
+        compare_documents(document(row("nine", 10)), document(row("nine", 10, batch=8)))
+    assert caught.value.details == (
+        "before: nine (onnxruntime CPU FP32, batch 1)",
+        "now: nine (onnxruntime CPU FP32, batch 8)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"environment": {"cpu": "Other"}}, "processor: Example before, Other now"),
+        ({"environment": {"gpus": ["H200"]}}, "GPUs: none before, H200 now"),
+        ({"settings": {"threads": 1}}, "threads: none before, 1 now"),
+    ],
+)
+def test_another_machine_decides_nothing(changes: dict[str, Any], said: str) -> None:
+    old, new = document(row("nine", 10)), document(row("nine", 20), **changes)
+    found = compare_documents(old, new)
+    assert found.other_machine == (said,)
+    with pytest.raises(InputError, match="measured otherwise") as caught:
+        compare_documents(old, new, bound=0.05)
+    assert caught.value.details == (said,)
+
+
+def test_other_settings_and_versions_are_notes() -> None:
+    new = document(
+        row("nine", 10), settings={"rounds": 5}, environment={"versions": {"onnxruntime": "2"}}, complete=False
+    )
+    found = compare_documents(document(row("nine", 10)), new, bound=0.05)
+    assert found.other_machine == ()
+    assert found.notes == (
+        "rounds: 8 before, 5 now",
+        "the new benchmark was interrupted: it is not complete",
+        "onnxruntime: 1 before, 2 now",
+    )
