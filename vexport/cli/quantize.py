@@ -237,11 +237,13 @@ def _print_gate(gate: dict[str, Any]) -> None:
         typer.echo(
             f"accuracy on {gate['images']} labelled images of {gate['folder']}: "
             f"FP32 {gate['top1_percent_fp32']:.2f} %, INT8 {gate['top1_percent_int8']:.2f} %: "
-            f"a drop of {gate['drop_points']:.2f} points ({gate['max_drop_points']:g} allowed)"
+            f"a drop of {gate['drop_points']:.2f} points, 95 % interval {gate['drop_interval_points'][0]:.2f} to "
+            f"{gate['drop_interval_points'][1]:.2f} ({gate['max_drop_points']:g} allowed)"
         )
         return
     typer.echo(
         f"the same class as FP32 on {gate['top1_agreement']:.1%} of {gate['images']} held-out images, cosine "
         f"{gate['centred_cosine']:.5f} ({gate['least_top1_agreement']:.0%} and {gate['least_cosine']:g} asked for)"
     )
-    remark(f"note: this is agreement, not accuracy: {gate['why']}; --eval takes labelled images")
+    more = "" if gate["labelled"] else "; --eval takes labelled images"
+    remark(f"note: this is agreement, not accuracy: {gate['why']}{more}")

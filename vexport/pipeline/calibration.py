@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vexport.run.runner import Array
     from vexport.run.thresholds import Method
 
+ENOUGH_UNUSED = 200
 OnProgress = Callable[[str, float | None], None]
 
 
@@ -58,6 +59,7 @@ class QuantizeOptions:
     steps: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", tuple(dict.fromkeys(self.keep)))
         if not 0 <= self.max_drop <= 100:
             raise InputError(
                 f"--max-drop {self.max_drop:g} is not within 0 and 100", hint="give points of top-1, as 0.5"
@@ -124,8 +126,10 @@ def choose_labels(
     """
     if evaluate_on is not None:
         return read_labels(evaluate_on, measured_images(calib, images, chosen), subject, how, stack)
-    # The sorted names of what was not measured, so that what is spread over them is spread over the classes.
-    return find_labels(calib, images, sorted((*split.held_out, *split.unused)), subject, how)
+    # Sorted names, so that what is spread over them is spread over the classes. Held-out images choose between the ways
+    # to quantise: where there are enough others, they do not count as well.
+    others = split.unused if len(split.unused) >= ENOUGH_UNUSED else (*split.held_out, *split.unused)
+    return find_labels(calib, images, sorted(others), subject, how)
 
 
 def find_statistics(

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vexport.artifacts import Graph, Manifest
+from vexport.artifacts import Artifact, Graph, Manifest
 from vexport.deps import tool_versions
-from vexport.errors import InputError
+from vexport.errors import InputError, ParityError
 from vexport.pipeline.calibration import (
     Job,
     OnProgress,
@@ -25,7 +25,7 @@ from vexport.pipeline.quantize_facts import describe_result
 from vexport.pipeline.quantize_search import Candidate, Form, Search
 from vexport.pipeline.resolve import Weights
 from vexport.pipeline.subject import Opening, choose_preprocessing, describe, open_subject
-from vexport.workspace import Workspace, require_clear, require_file, stage, up_to_date
+from vexport.workspace import Workspace, hash_file, load_artifact, require_clear, require_file, stage, up_to_date
 
 LIBRARIES = ("onnx", "onnxruntime", "numpy", "pillow")
 # Activations of so many images at a time are held in memory while they are counted.
@@ -136,11 +136,12 @@ def quantize_graph(
         versions = tool_versions(*LIBRARIES)
         target = output or workspace.root / f"{source.stem}.int8.onnx"
         done = up_to_date(Graph, target, parent=source.parent.sha256, options=request, versions=versions)
-        if done is not None and (plot is None or plot.is_file()):
+        if done is not None and (plot is None or _is_drawn(plot, done)):
             return QuantizeResult(done, source.took, True)
         if target.resolve() == source.path.resolve():
             raise InputError(f"--output {target} is the FP32 graph itself", hint="give it another name")
         require_clear(target, force=force)
+        _require_free(plot, target, force)
         prepared = describe(how, origin) if found.kind != "array" else "as they are in the array"
         job = Job(source, subject, how, prepared, str(calib), found, split, chosen, labelled, how_to, threads)
         artifact = _make(job, target, request, versions, plot, use_cache, force, on_progress)
@@ -205,22 +206,23 @@ def _make(
     _require_answers(reference, job)
     search = Search(job, loader, reference, on_progress)
     found = search.run(Form("plain", model, statistics), use_cache)
+    drawn = None
+    if plot is not None:
+        from vexport.pipeline.range_picture import draw_ranges
+
+        draw_ranges(plot, found.forms, job.source.path.name)
+        drawn = {"path": str(plot), "sha256": hash_file(plot)}
     gate = search.gate_in_memory(found.best.model)
     if not gate["passed"]:
         found = search.leave_out(found, convs, gate)
         gate = search.gate_in_memory(found.best.model)
-        assert gate["passed"], "it held a moment ago"
     stamp_provenance(found.best.model, job.source, "int8")
     steps = None
     if job.options.steps:
         from vexport.pipeline.quantize_steps import measure_steps
 
         steps = measure_steps(job, search, found, gate, on_progress)
-    facts = describe_result(job, model, found, reference, loader, gate) | {"steps": steps}
-    if plot is not None:
-        from vexport.pipeline.range_picture import draw_ranges
-
-        draw_ranges(plot, found.forms, job.source.path.name)
+    facts = describe_result(job, model, found, reference, loader, gate) | {"steps": steps, "plot": drawn}
     with stage(target, force=force) as staging:
         write_graph(found.best.model, staging.path)
         held_out = _compare(staging.path, reference, found.best, job.threads)
@@ -237,6 +239,18 @@ def _make(
                 "graph", sha256, size, job.source.parent, request, facts, parity=[entry], versions=versions
             ),
         )
+
+
+def _is_drawn(plot: Path, graph: Artifact | None) -> bool:
+    """Whether a picture is the one that was drawn for a graph."""
+    drawn = graph.facts.get("plot") if graph is not None else None
+    return drawn is not None and plot.is_file() and hash_file(plot) == drawn["sha256"]
+
+
+def _require_free(plot: Path | None, target: Path, force: bool) -> None:
+    """Refuse to draw over a file that was not drawn for this graph."""
+    if plot is not None and plot.exists() and not force and not _is_drawn(plot, load_artifact(target)):
+        raise InputError(f"{plot} is there already", hint="name another file, or overwrite it with --force")
 
 
 def _require_answers(reference: Recorded, job: Job) -> None:
@@ -259,5 +273,9 @@ def _compare(path: Path, reference: Recorded, best: Candidate, threads: int | No
 
     with OrtRunner(path, threads=threads) as int8:
         found = reference.compare(int8)
-    assert found.top1_agreement == best.agreement.top1_agreement, "the file is not the graph that was measured"
+    if found.top1_agreement != best.agreement.top1_agreement or not found.finite:
+        raise ParityError(
+            f"the file answers otherwise than the graph that was measured: {found.to_json()}",
+            hint="run it again; report it with the graph if it stays so",
+        )
     return found

@@ -52,11 +52,13 @@ def describe_result(
             "path": job.calib,
             "kind": images.kind,
             "found": len(images.names),
-            "measured": len(job.split.calibration),
-            "held_out": len(job.split.held_out),
+            "measured": sum(name not in loader.skipped for name in job.split.calibration),
+            "held_out": sum(name not in loader.skipped for name in job.split.held_out),
             "prepared": job.prepared,
             "skipped": loader.skipped,
-            "images": job.chosen,
+            "images": [
+                entry | {"part": "skipped"} if entry["name"] in loader.skipped else entry for entry in job.chosen
+            ],
         },
         "operators": count_operators(int8),
         "nodes": len(int8.graph.node),
@@ -98,11 +100,21 @@ def _notes(job: Job, found: Found, gate: dict[str, Any], classes: set[int], shar
     if gate["kind"] == "agreement" and job.labelled.source is not None:
         notes.append(gate["why"])
     if gate["kind"] == "accuracy" and gate["few"]:
-        notes.append(f"only {gate['images']} labelled image(s): the accuracy says little, agreement was asked as well")
+        notes.append(
+            f"one of {gate['images']} labelled images is {100 / gate['images']:.2g} points: the accuracy says little, "
+            "and agreement was asked as well"
+        )
     if gate["kind"] == "agreement" and len(classes) == 1:
         notes.append(
             f"FP32 answers class {min(classes)} to all held-out images: the share of equal classes is no proof"
         )
+    source = job.labelled.source
+    if source is not None and (job.images.kind == "array") != (source.suffix.lower() == ".npz"):
+        notes.append(
+            f"whether images of {source} were calibrated on cannot be told: only one of the two is prepared already"
+        )
+    if found.best.method == "trained":
+        notes.append("trained for INT8: neither equalised nor corrected; --method calibrates anew")
     if share < HALF:
         notes.append(f"only {share:.0%} of the multiply-accumulates are in INT8")
     if found.equalised is not None and not found.equalised.exact:

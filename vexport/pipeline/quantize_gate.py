@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,11 @@ LEAST_TOP1 = 0.95
 LEAST_COSINE = 0.99
 # On fewer labelled images than these, one more right answer weighs so much that agreement is asked as well.
 FEW_LABELLED = 50
-# FP32 must be so many times better than guessing, or its accuracy says nothing about INT8's.
-LEAST_BETTER = 2.0
+# FP32 must be better than guessing by this share of what there is to gain, and by two standard errors, or its accuracy
+# says nothing about INT8's.
+LEAST_GAIN = 0.1
+# Of fewer held-out images one may get another class: 95 % of them would be all.
+ENOUGH_FOR_TOP1 = 20
 SENSITIVITY_IMAGES = 16
 BATCH = 16
 MAX_DAMAGED = 10
@@ -38,8 +42,9 @@ def measure_gate(
 ) -> dict[str, Any]:
     """Hold an INT8 graph against its FP32 graph.
 
-    With labels, top-1 may not drop by more than `max_drop` points. Without any, and where FP32 itself hardly does
-    better than guessing, the held-out answers must agree; on fewer than 50 labelled images both are asked.
+    With labels, top-1 may not drop by more than `max_drop` points. Without any, the held-out answers must agree. Both
+    are asked where labels say little: on fewer than 50 images, where one image is more than `max_drop` points, and
+    where FP32 itself hardly does better than guessing.
 
     Args:
         fp32: The FP32 graph.
@@ -54,23 +59,52 @@ def measure_gate(
         `kind` (`accuracy` or `agreement`), `passed`, the figures with their bounds, and under `agreement` those of the
         held-out images.
     """
-    agrees = held_out.finite and held_out.top1_agreement >= LEAST_TOP1 and held_out.centred_cosine >= LEAST_COSINE
-    bounds = {"least_top1_agreement": LEAST_TOP1, "least_cosine": LEAST_COSINE}
+    count = held_out.images
+    least_top1 = LEAST_TOP1 if count >= ENOUGH_FOR_TOP1 else 1 - 1 / count
+    agrees = held_out.finite and held_out.top1_agreement >= least_top1 and held_out.centred_cosine >= LEAST_COSINE
+    bounds = {"least_top1_agreement": least_top1, "least_cosine": LEAST_COSINE}
     agreement = {**held_out.to_json(), **bounds, "passed": agrees}
     if labelled.source is None:
-        return {"kind": "agreement", "why": labelled.how, **agreement}
+        return {"kind": "agreement", "why": labelled.how, "labelled": None, **agreement}
     found = _count(fp32, int8, labelled, classes, on_share)
     found |= {"max_drop_points": max_drop, "agreement": agreement}
-    if found["top1_percent_fp32"] < LEAST_BETTER * 100 / classes:
+    # Points are shares of whole images: what is left of them after a subtraction is rounding.
+    kept = found["drop_points"] <= max_drop + 1e-9 and found["no_answer"] == 0
+    if is_guessing(found["top1_percent_fp32"] / 100, classes, found["images"]):
         why = (
             f"FP32 is right on {found['top1_percent_fp32']:.1f} % of {found['images']} labelled images, hardly better "
             f"than guessing ({100 / classes:.1f} %): its accuracy says nothing"
         )
-        return {"kind": "agreement", "why": why, **agreement}
-    few = found["images"] < FEW_LABELLED
-    # Points are shares of whole images: what is left of them after a subtraction is rounding.
-    kept = found["drop_points"] <= max_drop + 1e-9 and found["no_answer"] == 0
+        return {"kind": "agreement", "why": why, "labelled": found} | agreement | {"passed": agrees and kept}
+    few = found["images"] < FEW_LABELLED or 100 / found["images"] > max_drop
     return {"kind": "accuracy", **found, "few": few, "passed": held_out.finite and kept and (agrees or not few)}
+
+
+def is_guessing(share: float, classes: int, images: int) -> bool:
+    """Whether so many right answers are hardly more than chance.
+
+    Args:
+        share: Of right answers.
+        classes: That there are to guess among.
+        images: How many were asked.
+    """
+    chance = 1 / classes
+    error = math.sqrt(chance * (1 - chance) / images)
+    return share - chance < max(2 * error, LEAST_GAIN * (1 - chance))
+
+
+def drop_interval(only_fp32: int, only_int8: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of the drop in points, from the images that one of the two alone gets right (McNemar).
+
+    Args:
+        only_fp32: Images that FP32 alone gets right.
+        only_int8: Images that INT8 alone gets right.
+        images: All of them.
+    """
+    lost = only_fp32 - only_int8
+    # Half an image more on either side, so that the interval of no difference at all is not a point.
+    spread = 1.96 * math.sqrt(only_fp32 + only_int8 + 1 - lost**2 / images)
+    return 100 * (lost - spread) / images, 100 * (lost + spread) / images
 
 
 def _count(
@@ -106,6 +140,7 @@ def _count(
         "top1_percent_fp32": before,
         "top1_percent_int8": after,
         "drop_points": before - after,
+        "drop_interval_points": list(drop_interval(agreement.only_a, agreement.only_b, agreement.images)),
         "only_fp32_right": agreement.only_a,
         "only_int8_right": agreement.only_b,
         "agreement_percent": agreement.agreement_percent,
@@ -167,7 +202,10 @@ def missed(
     names = " ".join(f"--keep {name}" for name in (*keep, worst))
     hint = f"leave the worst layers in floating point ({names}), calibrate on other images, or build --fp16"
     if gate["kind"] == "accuracy":
-        few = [f"fewer than {FEW_LABELLED}: the held-out answers must agree too: {_describe(gate['agreement'])}"]
+        few = [
+            f"too few to tell {gate['max_drop_points']:g} points: the held-out answers must agree too: "
+            + _describe(gate["agreement"])
+        ]
         lost = f"INT8 loses {gate['drop_points']:.2f} points of top-1, {gate['max_drop_points']:g} are allowed"
         within = gate["drop_points"] <= gate["max_drop_points"] and not gate["no_answer"]
         return AccuracyError(
@@ -186,7 +224,7 @@ def missed(
         "the INT8 graph disagrees with the FP32 graph",
         details=[
             f"on {gate['images']} held-out images: {_describe(gate)}",
-            f"asked for: cosine {LEAST_COSINE:g}, the same class on {LEAST_TOP1:.0%}",
+            f"asked for: cosine {LEAST_COSINE:g}, the same class on {gate['least_top1_agreement']:.0%}",
             f"this is not accuracy: {gate['why']}",
             *tried,
             *layers,

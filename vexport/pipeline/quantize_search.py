@@ -7,10 +7,12 @@ where the gate is missed, the fewest convolutions left in floating point with wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from vexport.errors import ExportError
 from vexport.pipeline.calibration import Job, OnProgress, find_statistics
 from vexport.pipeline.fewest import fewest_left_out
 from vexport.pipeline.held_out import HeldOut, Recorded, damage
@@ -108,8 +110,8 @@ class Equalised:
             "pairs": self.pairs,
             "least_scale": self.scales[0],
             "largest_scale": self.scales[1],
-            "float64_error": self.float64_error,
-            "fp32_error": self.fp32_error,
+            "float64_error": self.float64_error if math.isfinite(self.float64_error) else None,
+            "fp32_error": self.fp32_error if math.isfinite(self.fp32_error) else None,
             "exact": self.exact,
         }
 
@@ -176,6 +178,16 @@ class Search:
             best = self.try_corrected(best)
         return Found(best, tuple(self._tried), equalised, tuple(forms))
 
+    def _best_of(self, candidate: Candidate, best: Candidate, left_out: Sequence[str]) -> Candidate:
+        """With the layers known that are left out: biases as they are, as they were corrected, or corrected anew."""
+        if not best.corrected:
+            return candidate
+        plain = self.quantized(best.form, best.method, best.ranges, (*self.job.options.keep, *left_out))
+        for other in sorted((plain, self.corrected(plain)), key=lambda one: one.damage):
+            if other.damage < candidate.damage and self.gate_in_memory(other.model, quietly=True)["passed"]:
+                return other
+        return candidate
+
     def gate(self, int8: Runner, held_out: HeldOut, *, quietly: bool = False) -> dict[str, Any]:
         """The figures of the gate, see `measure_gate`."""
         tell: OnProgress = (lambda _text, _share: None) if quietly else self._tell
@@ -232,11 +244,16 @@ class Search:
         if needed is None:
             tried = [candidate.to_json() for candidate in found.tried]
             raise missed(gate, tried, sensitivity, mixed=self.job.options.mixed, keep=self.job.options.keep)
-        candidate = passed[tuple(needed)]
+        candidate = self._best_of(passed[tuple(needed)], best, needed)
         return replace(found, best=candidate, tried=(*found.tried, candidate))
 
     def equalized(self, plain: Form, use_cache: bool) -> tuple[Form, Equalised] | None:
-        """The graph with rescaled channels, measured anew; None where no channel can be rescaled."""
+        """The graph with rescaled channels, measured anew; None where no channel can be rescaled.
+
+        Args:
+            plain: The graph in the file.
+            use_cache: Whether statistics from before will do.
+        """
         from vexport.graph.blocks import find_pairs
         from vexport.graph.equalize import choose_scales, equalization_error, equalize
         from vexport.run.compare import TOLERANCES
@@ -245,7 +262,10 @@ class Search:
             return None
         self._tell("equalising channels", None)
         scales = choose_scales(plain.model, plain.statistics.channels.typical)
-        model = equalize(plain.model, scales)
+        try:
+            model = equalize(plain.model, scales)
+        except ExportError:  # a weight would leave FP32: as it is, then
+            return None
         exact = equalization_error(plain.model, scales, self.reference.batches[0][:1])
         fp32 = self._compare(model, "equalised").max_rel
         values = [scale for each in scales.values() for scale in (each.min(), each.max())]
@@ -263,7 +283,15 @@ class Search:
         return Form("equalised", model, statistics), found
 
     def thresholds(self, form: Form, methods: Sequence[Method]) -> Candidate:
-        """Quantise a form with every method; the best."""
+        """Quantise a form with every method.
+
+        Args:
+            form: What is quantised.
+            methods: To choose thresholds by; of equally good ones the first is kept.
+
+        Returns:
+            The one with the least noise on the held-out images.
+        """
         from vexport.run.thresholds import choose_threshold
 
         found = []
