@@ -3,8 +3,8 @@
     python tests/benchmarks/int8_steps.py --digits 0 1 2
     python tests/benchmarks/int8_steps.py --calib cifar10/train --eval cifar10/val run0.onnx run1.onnx run2.onnx
 
-Digits are trained here by the recipe `quickstart`, one network per seed; others are given as FP32 graphs. Hostile is the
-same function with the channels between neighbouring convolutions rescaled at random, so that they spread over 1e4.
+Digits are trained here by the recipe `quickstart`, one network per seed; others are given as FP32 graphs. Hostile is
+the same function with the channels between neighbouring convolutions rescaled at random, so that they spread over 1e4.
 Prints tables in Markdown.
 """
 
