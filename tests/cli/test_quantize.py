@@ -63,8 +63,7 @@ def test_the_tables(invoke: Invoke, graph: Path, images: Path) -> None:
     assert "colours: 3 of 3 convolutions take INT8 and have INT8 weights" in result.stdout
     assert (
         "accuracy on 64 labelled images of images: FP32 100.00 %, INT8 100.00 %: a drop of 0.00 points, "
-        "95 % interval -3.06 to 3.06 (0.5 allowed)"
-        in result.stdout
+        "95 % interval -3.06 to 3.06 (0.5 allowed)" in result.stdout
     )
     assert result.stdout.splitlines()[-1].startswith(f"{OUT}  ")
 
