@@ -240,7 +240,7 @@ def _render_parity(entry: dict[str, Any], reference: str) -> None:
     images = f"{entry['images']} {'random' if entry['inputs'] == 'random' else 'given'} images"
     held = [f"tolerance {entry['tolerance']:.0e}"] if "tolerance" in entry else []
     if "least_cosine" in entry:
-        held.append(f"cosine {entry['cosine']:.5f}, at least {entry['least_cosine']:g}")
+        held.append(f"cosine {entry['centred_cosine']:.5f}, at least {entry['least_cosine']:g}")
     agreement = f", top-1 agreement {entry['top1_agreement']:.0%}" if "top1_agreement" in entry else ""
     error = f"error {entry['max_rel']:.1e} ({'; '.join(held)})"
     typer.echo(f"against {reference} on {images}: {error}{agreement}  [{entry['how']}]")
@@ -277,7 +277,7 @@ def _render_proof(result: BuildResult) -> None:
             held = (
                 f"tolerance {entry['tolerance']:.0e}"
                 if "tolerance" in entry
-                else f"cosine {entry['cosine']:.5f}, at least {entry['least_cosine']:g}"
+                else f"cosine {entry['centred_cosine']:.5f}, at least {entry['least_cosine']:g}"
             )
             typer.echo(
                 f"against {entry['with']} on {entry['images']} random images: error {entry['max_rel']:.1e} "

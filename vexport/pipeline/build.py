@@ -146,7 +146,7 @@ def build_engine(
     can_run = bool(devices) and (not wanted or devices[0].capability in wanted)
     ready = ready_graph(
         Request(graph, precision, workspace, model, weights, images, force, on_progress),
-        Int8Request(calib, int8_depthwise or "auto", chosen, can_run, build_again),
+        Int8Request(calib, int8_depthwise or "auto", chosen, can_run, build_again, asked.to_json()),
         lambda stem: output or workspace.root / f"{stem}.{precision}.{place}.engine",
     )
     asked = fit_fixed_batch(asked, ready.graph.path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vexport.engine.int8 import Int8Plan
@@ -50,6 +51,7 @@ def prepare_int8(
     runtime: TensorRT,
     can_run: bool,
     build: Callable[[Depthwise, Path], BuildResult],
+    options: Mapping[str, Any] = MappingProxyType({}),
     images: Path | None = None,
     force: bool = False,
     on_progress: Callable[[str, float | None], None] = lambda _text, _share: None,
@@ -64,6 +66,7 @@ def prepare_int8(
         runtime: Which TensorRT.
         can_run: Whether the engine will run on the GPU at hand.
         build: Builds the engine with depthwise INT8 `on` or `off` into a file.
+        options: Of the builder: what was measured with others does not count.
         images: See `derive_half_rest`.
         force: Overwrite a file that vexport did not write.
         on_progress: Told what is going on, and the share that is done where it is known.
@@ -101,7 +104,8 @@ def prepare_int8(
         told = not_measured("the engine does not run on this machine")
         notes = ("--int8-depthwise auto: not measured here, left in FP16, the default; measure on the GPU it is for",)
     else:
-        told = recorded_choice(engine) or choose_by_time(build, on_progress=on_progress)
+        of = {"graph": source.parent.sha256, "runtime": runtime.to_json(), "options": dict(options)}
+        told = recorded_choice(engine, of) or choose_by_time(build, on_progress=on_progress) | {"of": of}
     converted = derive_half_rest(
         source,
         told["chosen"],
@@ -112,6 +116,7 @@ def prepare_int8(
     )
     graph = converted.artifact
     facts = {**source.facts, "kept_fp32": converted.kept, "taken_out": graph.facts["taken_out"]}
+    facts["int8_graph"] = graph.facts.get("int8_graph", {})
     made = GraphSource(graph.path, graph.as_parent(), "int8", facts, source.took)
     model = read_graph(graph.path)
     return Int8Ready(_with_layers(made, model, told), converted, plan_of(model), notes)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,13 +28,18 @@ def asked_and_chosen(asked: DepthwiseOption, chosen: Depthwise, **more: Any) -> 
     return {"asked": asked, "chosen": chosen, "measured": False} | more
 
 
-def recorded_choice(engine: Path) -> dict[str, Any] | None:
-    """What was measured on this GPU for the engine that is there, so that an up-to-date one is not timed again."""
+def recorded_choice(engine: Path, of: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was measured on this GPU for the engine that is there, so that an up-to-date one is not timed again.
+
+    Args:
+        engine: The engine's file.
+        of: What was timed: the graph, the builder's options and TensorRT. Figures of anything else say nothing.
+    """
     manifest = read_manifest(engine)
     told = manifest.facts.get("int8_depthwise") if manifest else None
     if not isinstance(told, dict) or not told.get("measured") or told.get("device") != _device():
         return None
-    return told
+    return told if told.get("of") == json.loads(json.dumps(of)) else None
 
 
 def _device() -> str | None:

@@ -92,7 +92,7 @@ def find_graph(
 def _source(
     path: Path, parent: Parent, precision: str, facts: dict[str, Any], took: str, exported: ExportResult | None = None
 ) -> GraphSource:
-    known = ("model", "num_classes", "preprocessing", "class_names", "kept_fp32", "calibration")
+    known = ("model", "num_classes", "preprocessing", "class_names", "kept_fp32", "calibration", "int8_graph")
     told: dict[str, Any] = {key: facts[key] for key in known if key in facts}
     return GraphSource(path, parent, precision, told, took, exported)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vexport.artifacts import Graph
+from vexport.artifacts import Graph, Preprocessing
 from vexport.errors import InputError
 from vexport.pipeline.graphs import GraphSource, find_graph
-from vexport.pipeline.resolve import Weights, require_model
+from vexport.pipeline.resolve import Weights, require_model, stem_of
 from vexport.workspace import Workspace
 
 if TYPE_CHECKING:
+    from vexport.pipeline.calibration import QuantizeOptions
     from vexport.pipeline.quantize import QuantizeResult
 
 HINT = "give --calib DIR with images to quantise it on the way, or quantise it first: `vexport quantize --calib DIR`"
@@ -89,6 +90,10 @@ def find_int8_graph(
             missing += f" of {newest.path.name}"
     else:
         missing = f"{path or model or 'what --weights gives'} is not quantised"
+        if path is not None and (workspace.root / f"{stem_of(path)}.int8.onnx").is_file():
+            # A checkpoint that was quantised before: its FP32 graph leads to what was made then.
+            source = find_graph(path, workspace=workspace, model=model, weights=weights, force=force)
+            fp32, path = source.parent.sha256, source.path
     there = workspace.newest(Graph, lambda graph: _is_of(graph, fp32)) if fp32 else None
     if there is not None and (calib is None or _calibrated_on(there, calib)):
         return _take(there, f"{there.path}, made from {path}", workspace, calib)
@@ -96,8 +101,17 @@ def find_int8_graph(
         raise InputError(missing, hint=HINT)
     from vexport.pipeline.quantize import quantize_graph
 
+    # With other images in the same place it is quantised again as it was asked for then.
+    options = _options(there) if there is not None and _from_there(there, calib) else None
     made = quantize_graph(
-        path, workspace=workspace, calib=calib, model=model, weights=weights, force=force, on_progress=on_progress
+        path,
+        workspace=workspace,
+        calib=calib,
+        options=options,
+        model=model,
+        weights=weights,
+        force=force,
+        on_progress=on_progress,
     )
     graph = find_graph(made.artifact.path, workspace=workspace)
     took = f"{made.artifact.path}, quantised {'before' if made.up_to_date else 'just now'} from {made.took}"
@@ -120,10 +134,34 @@ def _parent(graph: Graph, workspace: Workspace) -> Graph | None:
     return workspace.newest(Graph, lambda one: parent is not None and one.sha256 == parent.sha256)
 
 
-def _calibrated_on(graph: Graph, calib: Path) -> bool:
-    """Whether it was calibrated there: then options that it was quantised with are not lost."""
+def _from_there(graph: Graph, calib: Path) -> bool:
+    """Whether it was calibrated on a folder or file of that name."""
     told = graph.facts.get("calibration", {}).get("path")
     return told is not None and Path(told).resolve() == calib.resolve()
+
+
+def _calibrated_on(graph: Graph, calib: Path) -> bool:
+    """Whether it was calibrated there, on the images that are there now: it is what quantising again would give."""
+    if not _from_there(graph, calib):
+        return False
+    from vexport.run.image_sets import open_images
+
+    entries = [entry for entry in graph.facts["calibration"]["images"] if entry["sha256"] is not None]
+    names = [str(entry["name"]) for entry in entries]
+    how = Preprocessing.from_json(graph.facts["preprocessing"])
+    with open_images(calib, how) as found:
+        if not set(names) <= set(found.names):
+            return False
+        found.fetch(names)
+        return all(found.sha256(entry["name"]) == entry["sha256"] for entry in entries)
+
+
+def _options(graph: Graph) -> QuantizeOptions:
+    """What the graph was quantised with."""
+    from vexport.pipeline.calibration import QuantizeOptions
+
+    told = {one.name: graph.manifest.options[one.name] for one in fields(QuantizeOptions)}
+    return QuantizeOptions(**(told | {"keep": tuple(told["keep"])}))
 
 
 def _take(graph: Graph, took: str, workspace: Workspace, calib: Path | None) -> Int8Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from vexport.artifacts import Manifest
 from vexport.errors import ParityError
 from vexport.pipeline.build_int8 import is_half, plan_of
 from vexport.pipeline.half_rest import LEAST_RANDOM_COSINE
+from vexport.pipeline.held_out import Recorded
 
 if TYPE_CHECKING:
     from vexport.engine.runtime import TensorRT
@@ -45,7 +45,7 @@ def prove_int8_engine(
     from vexport.engine.refit import refit_engine
     from vexport.graph.inspect import read_graph
     from vexport.graph.precision import emulate_half
-    from vexport.run.compare import compare, random_batches
+    from vexport.run.compare import random_batches
     from vexport.run.ort import OrtRunner
     from vexport.run.tensorrt import EngineRunner
 
@@ -69,8 +69,9 @@ def prove_int8_engine(
         least, most = runner.batch_range
         sizes = tuple(n for n in BATCHES if least <= n <= most) or (least,)
         channels, height, width = (side or 0 for side in runner.input_shape[1:])
-        found = compare(reference, runner, random_batches((channels, height, width), sizes, seed=2), math.inf)
-    passed = found.finite and found.cosine >= LEAST_RANDOM_COSINE
+        batches = random_batches((channels, height, width), sizes, seed=2)
+        found = Recorded(reference, batches).compare(runner)
+    passed = found.finite and found.centred_cosine >= LEAST_RANDOM_COSINE
     entry = {
         "result": "run",
         "inputs": "random",
@@ -78,11 +79,10 @@ def prove_int8_engine(
         **found.to_json(),
         "least_cosine": LEAST_RANDOM_COSINE,
     }
-    del entry["tolerance"]
     if not passed:
         raise ParityError(
             f"the INT8 engine disagrees with {graph.name}",
-            details=[f"the cosine of all answers is {found.cosine:.5f}, {LEAST_RANDOM_COSINE:g} is asked for"],
+            details=[f"the cosine of all answers is {found.centred_cosine:.5f}, {LEAST_RANDOM_COSINE:g} is asked for"],
             hint="try another --opt-level or --int8-depthwise, or --fp16",
         )
     return read_back, entry | {"passed": True}

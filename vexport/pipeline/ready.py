@@ -63,6 +63,7 @@ class Int8Request:
         runtime: Which TensorRT.
         can_run: Whether the engine will run on the GPU at hand.
         build: Builds the engine of a graph, with depthwise INT8 `on` or `off`, into a file.
+        options: Of the builder.
     """
 
     calib: Path | None
@@ -70,6 +71,7 @@ class Int8Request:
     runtime: TensorRT
     can_run: bool
     build: Callable[[Path, Depthwise, Path], BuildResult]
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def _ready_int8(asked: Request, int8: Int8Request, name_engine: Callable[[str], 
         runtime=int8.runtime,
         can_run=int8.can_run,
         build=lambda depthwise, file: int8.build(found.graph.path, depthwise, file),
+        options=int8.options,
         images=asked.images,
         force=asked.force,
         on_progress=asked.on_progress,
