@@ -86,6 +86,27 @@ def test_an_fp32_graph_is_quantised_on_the_way(invoke: Invoke, graph: Path, imag
     assert "up to date: vexport-out/colours.int8.sm80.engine" in bare.stdout
 
 
+def test_the_gate_is_told_in_one_line(invoke: Invoke, int8: Path, images: Path) -> None:
+    said = invoke("trt", "--int8", *A100).stdout.splitlines()
+    (line,) = (line for line in said if line.startswith("gate of the INT8 graph: "))
+    gate = read_manifest(int8).facts["gate"]  # type: ignore[union-attr]
+    assert f"top-1 of {gate['images']} labelled images: FP32 {gate['top1_percent_fp32']:.2f} %" in line
+    assert "with FP16 around it" in line
+
+
+def test_manifests_of_before_are_read(invoke: Invoke, int8: Path) -> None:
+    """They know only the cosine of whole answers."""
+    assert invoke("trt", "--int8", *A100).exit_code == 0
+    beside = OUT / "colours.int8.fp16.onnx.json"
+    told = json.loads(beside.read_text())
+    for entry in told["parity"]:
+        entry.pop("centred_cosine", None)
+    beside.write_text(json.dumps(told))
+    again = invoke("trt", "--int8", *A100)
+    assert again.exit_code == 0, again.output
+    assert "up to date: vexport-out/colours.int8.fp16.onnx" in again.stdout
+
+
 def test_a_missed_gate_exits_with_3_and_leaves_no_engine(
     invoke: Invoke, graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

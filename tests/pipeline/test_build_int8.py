@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from colours import save_graph, save_images
+from colours import colour_graph, prepared, save_graph, save_images
 from onnx import numpy_helper
 
 import vexport.pipeline.depthwise as depthwise_module
@@ -24,7 +24,7 @@ from vexport.bench.clock import Clock
 from vexport.engine.build import BuildOptions, build_plan
 from vexport.engine.int8 import require_int8_engine
 from vexport.engine.runtime import choose_runtime
-from vexport.errors import EngineError, InputError, ParityError, PrecisionError
+from vexport.errors import AccuracyError, EngineError, InputError, ParityError, PrecisionError
 from vexport.graph.half_rest import depthwise_convs, int8_convs, make_rest_half, round_scales, take_out
 from vexport.graph.inspect import read_graph
 from vexport.graph.precision import convert_precision, lift_constants
@@ -38,6 +38,7 @@ from vexport.pipeline.depthwise import choose_by_time
 from vexport.pipeline.export import export_graph
 from vexport.pipeline.graphs import find_graph
 from vexport.pipeline.half_rest import derive_half_rest
+from vexport.pipeline.int8_source import find_int8_graph
 from vexport.pipeline.quantize import quantize_graph
 from vexport.run.compare import random_batches
 from vexport.run.ranges import measure_ranges
@@ -130,7 +131,7 @@ def test_every_convolution_is_int8_or_fp16(
     assert 0 < pieces["max_rel"] < 2e-3
     for entry in (rounded, file):
         assert entry["with"] == "small.int8.onnx"
-        assert entry["cosine"] >= entry["least_cosine"] == 0.9
+        assert entry["cosine"] >= entry["least_cosine"] == 0.95
     again = build_engine(int8, workspace=out, precision="int8", target="a100", int8_depthwise=depthwise)
     assert again.up_to_date
     assert again.converted is not None
@@ -256,8 +257,6 @@ def test_answers_are_compared_on_what_was_held_out(tmp_path: Path, out: Workspac
 
 
 def test_other_images_in_the_same_place_are_quantised_anew_as_before(tmp_path: Path, out: Workspace) -> None:
-    from vexport.pipeline.int8_source import find_int8_graph
-
     graph, calib = save_graph(tmp_path / "colours.onnx"), save_images(tmp_path / "images")
     options = QuantizeOptions(images=64, keep=("last",), method="minmax")
     quantize_graph(graph, workspace=out, calib=calib, options=options, threads=1)
@@ -290,6 +289,88 @@ def test_answers_that_share_an_offset_are_compared_without_it(tmp_path: Path, ou
     for entry in derived.artifact.manifest.parity[1:]:
         assert entry["centred_cosine"] >= entry["least_cosine"]
         assert entry["centred_cosine"] <= entry["cosine"] + 1e-9
+
+
+def test_labels_are_counted_again_on_the_graph_that_is_built(tmp_path: Path, out: Workspace) -> None:
+    graph, calib = save_graph(tmp_path / "colours.onnx"), save_images(tmp_path / "images")
+    made = quantize_graph(graph, workspace=out, calib=calib, options=QuantizeOptions(images=64), threads=1).artifact
+    gate = made.facts["gate"]
+    assert gate["kind"] == "accuracy"
+    built = build_engine(made.path, workspace=out, precision="int8", target="a100")
+    assert built.converted is not None
+    derived = built.converted.artifact
+    again = derived.facts["gate_of_rest"]
+    assert (again["images"], again["passed"]) == (gate["images"], True)
+    assert again["drop_points"] == gate["top1_percent_fp32"] - again["top1_percent"] <= gate["max_drop_points"]
+    assert built.artifact.facts["gate_of_rest"] == again
+    # A graph that loses more than was allowed is not written.
+    before = hash_file(derived.path)
+    beside = made.path.with_name(f"{made.path.name}.json")
+    told = json.loads(beside.read_text())
+    told["facts"]["gate"]["top1_percent_fp32"] = again["top1_percent"] + 1.0
+    beside.write_text(json.dumps(told))
+    with pytest.raises(AccuracyError, match=r"loses 1\.00 points of top-1, 0\.5 are allowed") as caught:
+        derive_half_rest(find_graph(made.path, workspace=out), "on", workspace=out)
+    assert caught.value.exit_code == 3
+    assert not (out.root / "colours.int8-depthwise.fp16.onnx").exists()
+    assert hash_file(derived.path) == before
+
+
+def test_labels_that_cannot_be_counted_again_are_a_note(tmp_path: Path, out: Workspace) -> None:
+    graph, calib = save_graph(tmp_path / "colours.onnx"), save_images(tmp_path / "images")
+    made = quantize_graph(graph, workspace=out, calib=calib, options=QuantizeOptions(images=64), threads=1).artifact
+    shutil.rmtree(calib)
+    built = build_engine(made.path, workspace=out, precision="int8", target="a100")
+    assert built.artifact.facts["gate_of_rest"].startswith("not run: there are no calibration images")
+    assert any("not again with FP16 around its INT8 layers" in note for note in built.notes)
+    # Once the images are back they are counted.
+    save_images(calib)
+    for entry in made.facts["calibration"]["images"]:
+        assert (calib / entry["name"]).is_file()
+    told = json.loads(made.path.with_name(f"{made.path.name}.json").read_text())
+    assert told["options"]["labelled"] is not None
+    again = derive_half_rest(find_graph(made.path, workspace=out), workspace=out)
+    assert not again.up_to_date
+
+
+def test_a_further_image_in_the_same_place_is_seen(tmp_path: Path, out: Workspace) -> None:
+    graph, calib = save_graph(tmp_path / "colours.onnx"), save_images(tmp_path / "images")
+    labels = save_images(tmp_path / "labels", first=300)
+    options = QuantizeOptions(method="minmax")
+    quantize_graph(graph, workspace=out, calib=calib, options=options, evaluate_on=labels, threads=1)
+    shutil.copy(labels / "red" / "000.png", calib / "red" / "more.png")
+    found = find_int8_graph(graph, workspace=out, calib=calib)
+    assert found.quantised is not None
+    facts = found.quantised.artifact.facts
+    assert facts["method"] == "minmax"
+    assert facts["gate"]["folder"] == str(labels)
+    assert any("calibrated on other images" in note for note in found.notes)
+    assert find_int8_graph(graph, workspace=out, calib=calib).quantised is None
+
+
+def test_a_graph_that_does_not_say_how_images_are_prepared(tmp_path: Path, out: Workspace) -> None:
+    model = colour_graph()
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    np.save(tmp_path / "images.npy", prepared(48))
+    assert find_int8_graph(tmp_path / "bare.onnx", workspace=out, calib=tmp_path / "images.npy").quantised
+    assert not find_int8_graph(tmp_path / "bare.onnx", workspace=out, calib=tmp_path / "images.npy").quantised
+
+
+def test_a_checkpoint_leads_to_its_int8_graph(made: Path, out: Workspace) -> None:
+    """Under any name, and its FP32 graph stays as it was exported."""
+    exported = export_graph(made / "small.pth", workspace=out, batch=2).artifact
+    with pytest.raises(InputError, match=r"small\.pth is not quantised"):
+        find_int8_graph(made / "small.pth", workspace=out)
+    path = out.root / "mine.onnx"
+    with stage(path) as staging:
+        shutil.copyfile(made / "small.int8.onnx", staging.path)
+        facts = exported.facts | {"precision": "int8"}
+        staging.publish(Graph, lambda sha256, size: Manifest("graph", sha256, size, exported.as_parent(), {}, facts))
+    found = find_int8_graph(made / "small.pth", workspace=out)
+    assert (found.graph.path, found.quantised) == (path, None)
+    assert "made from" in found.graph.took
+    assert hash_file(exported.path) == exported.sha256
 
 
 def test_noisy_int8_may_differ_by_as_much_again(tmp_path: Path, out: Workspace) -> None:
@@ -426,8 +507,6 @@ def test_what_was_measured_is_kept_for_an_engine_that_stands(
 
 
 def test_which_graph_is_taken(tmp_path: Path, out: Workspace) -> None:
-    from vexport.pipeline.int8_source import find_int8_graph
-
     fp32, calib, other = (tmp_path / name for name in ("colours.onnx", "images", "others"))
     save_graph(fp32)
     save_images(calib)
@@ -452,8 +531,6 @@ def test_which_graph_is_taken(tmp_path: Path, out: Workspace) -> None:
 
 
 def test_the_newest_int8_graph_is_that_of_the_newest_fp32_graph(tmp_path: Path, out: Workspace) -> None:
-    from vexport.pipeline.int8_source import find_int8_graph
-
     calib = save_images(tmp_path / "images")
     paths = {}
     for name in ("a", "b"):

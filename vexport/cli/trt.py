@@ -186,6 +186,8 @@ def render(result: BuildResult) -> None:
         _render_quantised(result)
     if result.converted is not None:
         _render_converted(result)
+    if gate := facts.get("int8_graph", {}).get("gate"):
+        _render_gate(gate, facts.get("gate_of_rest"))
     if "int8_depthwise" in facts:
         _render_depthwise(facts)
     build = facts["build"]
@@ -236,11 +238,34 @@ def _render_converted(result: BuildResult) -> None:
     typer.echo(f"{state}{graph.path}  {size(graph.manifest.size_bytes)}  sha256 {short_hash(graph.sha256)}")
 
 
+def _cosine(entry: dict[str, Any]) -> float:
+    """Without what all answers have in common; manifests of before know only that of all."""
+    cosine: float = entry.get("centred_cosine", entry["cosine"])
+    return cosine
+
+
+def _render_gate(gate: dict[str, Any], rest: dict[str, Any] | str | None) -> None:
+    """What the INT8 graph was held to when it was quantised, and what was counted again on the graph that is built."""
+    if gate["kind"] != "accuracy":
+        typer.echo(
+            f"gate of the INT8 graph: agreement, not accuracy: the same class as FP32 on {gate['top1_agreement']:.1%} "
+            f"of {gate['images']} held-out images, cosine {gate['centred_cosine']:.5f}"
+        )
+        return
+    built = "not counted with FP16 around it"
+    if isinstance(rest, dict):
+        built = f"with FP16 around it {rest['top1_percent']:.2f} %, a drop of {rest['drop_points']:.2f} points"
+    typer.echo(
+        f"gate of the INT8 graph: top-1 of {gate['images']} labelled images: FP32 {gate['top1_percent_fp32']:.2f} %, "
+        f"INT8 {gate['top1_percent_int8']:.2f} %, {built} ({gate['max_drop_points']:g} allowed)"
+    )
+
+
 def _render_parity(entry: dict[str, Any], reference: str) -> None:
     images = f"{entry['images']} {'random' if entry['inputs'] == 'random' else 'given'} images"
     held = [f"tolerance {entry['tolerance']:.0e}"] if "tolerance" in entry else []
     if "least_cosine" in entry:
-        held.append(f"cosine {entry['centred_cosine']:.5f}, at least {entry['least_cosine']:g}")
+        held.append(f"cosine {_cosine(entry):.5f}, at least {entry['least_cosine']:g}")
     agreement = f", top-1 agreement {entry['top1_agreement']:.0%}" if "top1_agreement" in entry else ""
     error = f"error {entry['max_rel']:.1e} ({'; '.join(held)})"
     typer.echo(f"against {reference} on {images}: {error}{agreement}  [{entry['how']}]")
@@ -277,7 +302,7 @@ def _render_proof(result: BuildResult) -> None:
             held = (
                 f"tolerance {entry['tolerance']:.0e}"
                 if "tolerance" in entry
-                else f"cosine {entry['centred_cosine']:.5f}, at least {entry['least_cosine']:g}"
+                else f"cosine {_cosine(entry):.5f}, at least {entry['least_cosine']:g}"
             )
             typer.echo(
                 f"against {entry['with']} on {entry['images']} random images: error {entry['max_rel']:.1e} "

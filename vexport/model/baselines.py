@@ -25,7 +25,7 @@ class Baseline:
         label: For people.
         family: For people.
         published: The paper's figures.
-        library: Where the network comes from; None: no kept library has it, so it is known by its figures only.
+        package: Where the network comes from; None: no kept library has it, so it is known by its figures only.
         merged: Whether its branches are merged after training, as the published figures have it.
     """
 
@@ -33,7 +33,7 @@ class Baseline:
     label: str
     family: Family
     published: Published
-    library: Literal["timm", "torchvision"] | None = "timm"
+    package: Literal["timm", "torchvision"] | None = "timm"
     merged: bool = False
 
 
@@ -149,7 +149,7 @@ def create_baseline(name: str, *, pretrained: bool = False) -> nn.Module:
             raise
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DownloadError(
-            f"{baseline.library}'s weights of {baseline.name} cannot be downloaded",
+            f"{baseline.package}'s weights of {baseline.name} cannot be downloaded",
             details=[first[:200]],
             hint="use --weights random",
         ) from error
@@ -162,7 +162,7 @@ def create_baseline(name: str, *, pretrained: bool = False) -> nn.Module:
 
 
 def _create(baseline: Baseline, pretrained: bool) -> nn.Module:
-    if baseline.library == "torchvision":
+    if baseline.package == "torchvision":
         import torchvision
 
         module: nn.Module = torchvision.models.get_model(baseline.name, weights="DEFAULT" if pretrained else None)

@@ -116,7 +116,10 @@ def prepare_int8(
     )
     graph = converted.artifact
     facts = {**source.facts, "kept_fp32": converted.kept, "taken_out": graph.facts["taken_out"]}
-    facts["int8_graph"] = graph.facts.get("int8_graph", {})
+    for key in ("int8_graph", "gate_of_rest"):
+        if key in graph.facts:
+            facts[key] = graph.facts[key]
+    notes = (*notes, *graph.facts["notes"])
     made = GraphSource(graph.path, graph.as_parent(), "int8", facts, source.took)
     model = read_graph(graph.path)
     return Int8Ready(_with_layers(made, model, told), converted, plan_of(model), notes)

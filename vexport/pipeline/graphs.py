@@ -14,6 +14,9 @@ from vexport.pipeline.export import ExportResult, export_graph
 from vexport.pipeline.resolve import Weights, require_model, stem_of
 from vexport.workspace import Workspace, hash_file, load_artifact, require_file
 
+# What is handed on from an INT8 graph to all that is made from it.
+QUANTISED = ("int8_graph", "gate_of_rest")
+
 
 @dataclass(frozen=True)
 class GraphSource:
@@ -92,7 +95,7 @@ def find_graph(
 def _source(
     path: Path, parent: Parent, precision: str, facts: dict[str, Any], took: str, exported: ExportResult | None = None
 ) -> GraphSource:
-    known = ("model", "num_classes", "preprocessing", "class_names", "kept_fp32", "calibration", "int8_graph")
+    known = ("model", "num_classes", "preprocessing", "class_names", "kept_fp32", "calibration", *QUANTISED)
     told: dict[str, Any] = {key: facts[key] for key in known if key in facts}
     return GraphSource(path, parent, precision, told, took, exported)
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vexport.artifacts import Graph, Preprocessing
+from vexport.artifacts import Checkpoint, Graph
 from vexport.errors import InputError
 from vexport.pipeline.graphs import GraphSource, find_graph
-from vexport.pipeline.resolve import Weights, require_model, stem_of
-from vexport.workspace import Workspace
+from vexport.pipeline.recorded import is_calibrated_on, recorded_labels, recorded_options
+from vexport.pipeline.resolve import Weights, require_model
+from vexport.workspace import Workspace, hash_file
 
 if TYPE_CHECKING:
-    from vexport.pipeline.calibration import QuantizeOptions
     from vexport.pipeline.quantize import QuantizeResult
 
 HINT = "give --calib DIR with images to quantise it on the way, or quantise it first: `vexport quantize --calib DIR`"
@@ -47,9 +47,9 @@ def find_int8_graph(
 ) -> Int8Source:
     """Find the INT8 graph to build; quantise an FP32 graph where there is none of it.
 
-    In this order: an INT8 graph that is named; the INT8 graph of an FP32 graph that is named; the newest INT8 graph of
-    the workspace, or that of its newest FP32 graph. Where that is not there, or was calibrated on other images than
-    `calib`, the FP32 graph is quantised.
+    In this order: an INT8 graph that is named; the INT8 graph of an FP32 graph, or of a checkpoint's, that is named;
+    the newest INT8 graph of the workspace, or that of its newest FP32 graph. Where that is not there, or was calibrated
+    on other images than `calib` holds now, the FP32 graph is quantised; again, with the options of the time before.
 
     Args:
         path: What the user named: a graph, or a checkpoint to export.
@@ -81,33 +81,34 @@ def find_int8_graph(
         newest = workspace.newest(Graph, lambda graph: _fits(graph) and model in (None, graph.model))
         missing = f"there is no int8 graph in {workspace.root}"
         if newest is not None and newest.precision == "int8":
-            before = _parent(newest, workspace) if calib is not None and not _calibrated_on(newest, calib) else None
+            fits = calib is None or is_calibrated_on(newest, calib)
+            before = None if fits else _parent(newest, workspace)
             if before is None:
-                return _take(newest, f"{newest.path}, the newest", workspace, calib)
+                return _take(newest, f"{newest.path}, the newest", workspace, None if fits else calib)
             newest = before
         if newest is not None:
             fp32, path = newest.sha256, newest.path
             missing += f" of {newest.path.name}"
     else:
         missing = f"{path or model or 'what --weights gives'} is not quantised"
-        if path is not None and (workspace.root / f"{stem_of(path)}.int8.onnx").is_file():
-            # A checkpoint that was quantised before: its FP32 graph leads to what was made then.
-            source = find_graph(path, workspace=workspace, model=model, weights=weights, force=force)
-            fp32, path = source.parent.sha256, source.path
+        exported = _exported(path, workspace) if path is not None and weights is None and path.is_file() else None
+        if exported is not None and model in (None, exported.model):
+            # As it was exported then: exporting it anew would take the defaults.
+            fp32, path = exported.sha256, exported.path
     there = workspace.newest(Graph, lambda graph: _is_of(graph, fp32)) if fp32 else None
-    if there is not None and (calib is None or _calibrated_on(there, calib)):
-        return _take(there, f"{there.path}, made from {path}", workspace, calib)
+    if there is not None and (calib is None or is_calibrated_on(there, calib)):
+        return _take(there, f"{there.path}, made from {path}", workspace)
     if calib is None:
         raise InputError(missing, hint=HINT)
     from vexport.pipeline.quantize import quantize_graph
 
-    # With other images in the same place it is quantised again as it was asked for then.
-    options = _options(there) if there is not None and _from_there(there, calib) else None
+    again = () if there is None else (f"{there.path.name} was calibrated on other images: made anew, as asked then",)
     made = quantize_graph(
         path,
         workspace=workspace,
         calib=calib,
-        options=options,
+        options=recorded_options(there) if there is not None else None,
+        evaluate_on=recorded_labels(there) if there is not None else None,
         model=model,
         weights=weights,
         force=force,
@@ -115,7 +116,7 @@ def find_int8_graph(
     )
     graph = find_graph(made.artifact.path, workspace=workspace)
     took = f"{made.artifact.path}, quantised {'before' if made.up_to_date else 'just now'} from {made.took}"
-    return Int8Source(GraphSource(graph.path, graph.parent, graph.precision, graph.facts, took), made)
+    return Int8Source(GraphSource(graph.path, graph.parent, graph.precision, graph.facts, took), made, again)
 
 
 def _fits(graph: Graph) -> bool:
@@ -134,40 +135,30 @@ def _parent(graph: Graph, workspace: Workspace) -> Graph | None:
     return workspace.newest(Graph, lambda one: parent is not None and one.sha256 == parent.sha256)
 
 
-def _from_there(graph: Graph, calib: Path) -> bool:
-    """Whether it was calibrated on a folder or file of that name."""
-    told = graph.facts.get("calibration", {}).get("path")
-    return told is not None and Path(told).resolve() == calib.resolve()
+def _exported(checkpoint: Path, workspace: Workspace) -> Graph | None:
+    """The newest FP32 graph of a checkpoint that has an INT8 graph; it may have been merged on the way."""
+    sha256 = hash_file(checkpoint)
 
+    def is_merged(one: Checkpoint, deployed: str) -> bool:
+        return one.sha256 == deployed and one.manifest.parent is not None and one.manifest.parent.sha256 == sha256
 
-def _calibrated_on(graph: Graph, calib: Path) -> bool:
-    """Whether it was calibrated there, on the images that are there now: it is what quantising again would give."""
-    if not _from_there(graph, calib):
-        return False
-    from vexport.run.image_sets import open_images
-
-    entries = [entry for entry in graph.facts["calibration"]["images"] if entry["sha256"] is not None]
-    names = [str(entry["name"]) for entry in entries]
-    how = Preprocessing.from_json(graph.facts["preprocessing"])
-    with open_images(calib, how) as found:
-        if not set(names) <= set(found.names):
+    def is_exported(graph: Graph) -> bool:
+        parent = graph.manifest.parent
+        if graph.precision != "fp32" or parent is None:
             return False
-        found.fetch(names)
-        return all(found.sha256(entry["name"]) == entry["sha256"] for entry in entries)
+        if workspace.newest(Graph, lambda one: _is_of(one, graph.sha256)) is None:
+            return False
+        if parent.sha256 == sha256:
+            return True
+        return workspace.newest(Checkpoint, lambda one: is_merged(one, parent.sha256)) is not None
+
+    return workspace.newest(Graph, is_exported)
 
 
-def _options(graph: Graph) -> QuantizeOptions:
-    """What the graph was quantised with."""
-    from vexport.pipeline.calibration import QuantizeOptions
-
-    told = {one.name: graph.manifest.options[one.name] for one in fields(QuantizeOptions)}
-    return QuantizeOptions(**(told | {"keep": tuple(told["keep"])}))
-
-
-def _take(graph: Graph, took: str, workspace: Workspace, calib: Path | None) -> Int8Source:
+def _take(graph: Graph, took: str, workspace: Workspace, unused: Path | None = None) -> Int8Source:
     found = find_graph(graph.path, workspace=workspace)
     named = GraphSource(found.path, found.parent, found.precision, found.facts, took)
-    return Int8Source(named, notes=() if calib and _calibrated_on(graph, calib) else _unused(calib, named))
+    return Int8Source(named, notes=_unused(unused, named))
 
 
 def _unused(calib: Path | None, graph: GraphSource) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -73,7 +74,7 @@ def gpu_error(error: Exception, name: str) -> EngineError | None:
     return EngineError(f"the GPU failed while it ran {name}", details=[first], hint=hint)
 
 
-class Lane:
+class Lane(ABC):
     """A stream, buffers for images and logits on both sides, and a network to launch between them.
 
     Subclasses say what `enqueue` does. Everything lies in one stream, so that what is enqueued runs in order.
@@ -112,9 +113,9 @@ class Lane:
         self._graph: Any = None
         self.stream.wait_stream(torch.cuda.current_stream(device))
 
+    @abstractmethod
     def enqueue(self) -> torch.Tensor:
         """Launch the network on `_in` in PyTorch's current stream; return what holds its answer."""
-        raise NotImplementedError
 
     def set_count(self, count: int) -> None:
         """Take so many images from now on, at most the largest batch."""
