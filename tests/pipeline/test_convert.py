@@ -594,3 +594,22 @@ def test_damaged_metadata_is_refused(out: Workspace, tmp_path: Path) -> None:
     path = classifier(tmp_path / "net.onnx", np.eye(3), np.zeros(3), **{"vexport.preprocessing": "{"})
     with pytest.raises(InputError):
         find_graph(path, workspace=out)
+
+
+def test_weights_among_the_inputs_are_no_batch() -> None:
+    """As files of IR 3 list them, weights first: the batch is the image's."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    from vexport.pipeline.convert import fixed_batch
+
+    weight = numpy_helper.from_array(np.ones((6, 3, 1, 1), np.float32), "weight")
+    for batch, wanted in (("n", None), (4, 4)):
+        inputs = [("weight", [6, 3, 1, 1]), ("image", [batch, 3, 8, 8])]
+        graph = helper.make_graph(
+            [helper.make_node("Conv", ["image", "weight"], ["logits"])],
+            "weights first",
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 6, 8, 8])],
+            [weight],
+        )
+        assert fixed_batch(helper.make_model(graph)) == wanted

@@ -162,7 +162,10 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def fixed_batch(model: onnx.ModelProto) -> int | None:
-    first = model.graph.input[0].type.tensor_type.shape.dim[0]
+    """The batch that a graph fixes; None where it is open. Weights may be listed among the inputs, as IR 3 asks."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    image = next(value for value in model.graph.input if value.name not in weights)
+    first = image.type.tensor_type.shape.dim[0]
     return first.dim_value if first.HasField("dim_value") else None
 
 
