@@ -11,9 +11,12 @@ import vexport
 
 PUBLIC = [
     "BuildOptions",
+    "DeepConv2d",
+    "SeriesActivation",
     "VARIANTS",
     "VexportError",
     "Workspace",
+    "apply_techniques",
     "build_engine",
     "check_parity",
     "evaluate",
@@ -23,8 +26,11 @@ PUBLIC = [
     "load_network",
     "make_spec",
     "measure_latency",
+    "merge_and_prove_network",
+    "merge_techniques",
     "open_runner",
     "quantize_graph",
+    "set_slope",
     "train_recipe",
 ]
 

@@ -12,9 +12,12 @@ from vexport._timm_hook import install as _register_with_timm
 
 _WHERE = {
     "BuildOptions": "vexport.engine.build",
+    "DeepConv2d": "vexport.model.techniques",
+    "SeriesActivation": "vexport.model.vanillanet",
     "VARIANTS": "vexport.model.variants",
     "VexportError": "vexport.errors",
     "Workspace": "vexport.workspace",
+    "apply_techniques": "vexport.model.techniques",
     "build_engine": "vexport.pipeline.build",
     "check_parity": "vexport.pipeline.check",
     "evaluate": "vexport.pipeline.evaluate",
@@ -24,8 +27,11 @@ _WHERE = {
     "load_network": "vexport.model.checkpoint",
     "make_spec": "vexport.model.variants",
     "measure_latency": "vexport.pipeline.bench",
+    "merge_and_prove_network": "vexport.model.prove_techniques",
+    "merge_techniques": "vexport.model.techniques",
     "open_runner": "vexport.run",
     "quantize_graph": "vexport.pipeline.quantize",
+    "set_slope": "vexport.model.techniques",
     "train_recipe": "vexport.pipeline.train",
 }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -82,18 +83,7 @@ def render(result: FuseResult) -> None:
         remark(f"note: {note}")
     blocks = artifact.facts["blocks"]
     if blocks:
-        cells = [
-            [
-                block["name"],
-                "x".join(str(side) for side in block["shape"]),
-                f"{block['error']:.1e}",
-                f"{block['chained']:.1e}",
-                f"{block['stored']:.1e}",
-                f"{block['range_before'][0]:+.3f} {block['range_before'][1]:+.3f}",
-                f"{block['range_after'][0]:+.3f} {block['range_after'][1]:+.3f}",
-            ]
-            for block in blocks
-        ]
+        cells = [_block_row(block) for block in blocks]
         columns = ["block", "merged weight", "error", "chained", "as float32", "weights before", "after"]
         print_table(
             f"{artifact.model}: relative error against the training form, float64", columns, cells, text_columns=2
@@ -107,3 +97,17 @@ def render(result: FuseResult) -> None:
         )
     state = "up to date: " if result.up_to_date else ""
     typer.echo(f"{state}{artifact.path}  {size(artifact.manifest.size_bytes)}  sha256 {short_hash(artifact.sha256)}")
+
+
+def _block_row(block: Mapping[str, Any]) -> list[str]:
+    """A block's line; what has no weights of its own, as the logits, has errors only up to there."""
+    if not block["shape"]:
+        return [block["name"], "-", "-", f"{block['chained']:.1e}", f"{block['stored']:.1e}", "-", "-"]
+    return [
+        block["name"],
+        "x".join(str(side) for side in block["shape"]),
+        f"{block['error']:.1e}",
+        f"{block['chained']:.1e}",
+        f"{block['stored']:.1e}",
+        *(f"{block[key][0]:+.3f} {block[key][1]:+.3f}" for key in ("range_before", "range_after")),
+    ]

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vexport.model.ablation import AblationNetwork, AblationSpec, build_ablation, make_ablation_spec
 from vexport.model.vanillanet import VanillaNet
-from vexport.model.variants import NetworkSpec
+from vexport.model.variants import NetworkSpec, get_variant
 
 Form = Literal["training", "deployed"]
+Spec = NetworkSpec | AblationSpec
+Network = VanillaNet | AblationNetwork
 
 
-def build_network(spec: NetworkSpec, *, form: Form = "training", drop_rate: float = 0.0) -> VanillaNet:
+@overload
+def build_network(spec: NetworkSpec, *, form: Form = "training", drop_rate: float = 0.0) -> VanillaNet: ...
+@overload
+def build_network(spec: AblationSpec, *, form: Form = "training", drop_rate: float = 0.0) -> AblationNetwork: ...
+def build_network(spec: Spec, *, form: Form = "training", drop_rate: float = 0.0) -> Network:
     """Build the network that a spec describes, freshly initialised, in evaluation mode.
 
     Raises:
         InputError: its numbers do not make a network.
     """
+    if isinstance(spec, AblationSpec):
+        return build_ablation(spec, form=form, drop_rate=drop_rate)
     return VanillaNet(**spec.network_kwargs(), drop_rate=drop_rate, deploy=form == "deployed").eval()
 
 
-def expected_shapes(spec: NetworkSpec, form: Form) -> dict[str, tuple[int, ...]]:
+def read_spec(data: Mapping[str, Any]) -> Spec:
+    """The spec that a file of ours describes.
+
+    Raises:
+        TypeError, KeyError, ValueError: the description is damaged; InputError, which is one: no such network.
+    """
+    if "ablation" in data:
+        fields = AblationSpec.from_json(data).to_json()
+        del fields["ablation"]
+        return make_ablation_spec(**fields)
+    spec = NetworkSpec.from_json(data)
+    get_variant(spec.variant)
+    return spec
+
+
+def expected_shapes(spec: Spec, form: Form) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a network, in the order of the state dict; nothing is allocated."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in build_network(spec, form=form).state_dict().items()}

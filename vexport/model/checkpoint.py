@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vexport.artifacts import Preprocessing
 from vexport.errors import CheckpointError
-from vexport.model.build import Form, build_network, conv_names, expected_shapes
+from vexport.model.ablation import AblationNetwork, AblationSpec
+from vexport.model.build import Form, Network, Spec, build_network, conv_names, expected_shapes, read_spec
 from vexport.model.slope import slope_at
-from vexport.model.vanillanet import VanillaNet
 from vexport.model.variants import VARIANTS, NetworkSpec, get_variant, published_preprocessing
 from vexport.model.weights_file import LISTED, Source, WeightsFile, read_weights
 
@@ -43,7 +43,7 @@ class LoadedCheckpoint:
     """
 
     path: Path
-    spec: NetworkSpec
+    spec: Spec
     form: Form
     tensors: dict[str, Tensor]
     source: Source
@@ -71,8 +71,9 @@ def load_checkpoint(path: Path, *, model: str | None = None, weights_from: Sourc
     if model is not None:
         get_variant(model)
     file = read_weights(path, source=weights_from)
-    form = _form(path, file.tensors)
-    spec = _own_spec(path, file, model) or infer_spec(path, file, form, model)
+    own = _own_spec(path, file, model)
+    form = _ablation_form(file.tensors, own) if isinstance(own, AblationSpec) else _form(path, file.tensors)
+    spec = own or infer_spec(path, file, form, model)
     tensors = _fitting(path, file.tensors, spec, form)
     _require_sound(path, tensors)
     slope, origin = _slope(file, form)
@@ -94,7 +95,7 @@ def load_checkpoint(path: Path, *, model: str | None = None, weights_from: Sourc
 
 def load_network(
     path: Path, *, model: str | None = None, weights_from: Source | None = None
-) -> tuple[VanillaNet, LoadedCheckpoint]:
+) -> tuple[Network, LoadedCheckpoint]:
     """The network of a checkpoint, float32, in evaluation mode, in the form that the file has.
 
     Raises:
@@ -104,13 +105,12 @@ def load_network(
     return to_network(loaded.spec, loaded.form, loaded.tensors, slope=loaded.slope), loaded
 
 
-def to_network(
-    spec: NetworkSpec, form: Form, tensors: Mapping[str, Tensor], *, slope: float | None = None
-) -> VanillaNet:
+def to_network(spec: Spec, form: Form, tensors: Mapping[str, Tensor], *, slope: float | None = None) -> Network:
     """A network around tensors that fit it; float32 tensors are shared, others converted."""
     with torch.device("meta"):
-        network = build_network(spec, form=form)
-    network.slope = torch.tensor(1.0)
+        network: Network = build_network(spec, form=form)
+    if not isinstance(network, AblationNetwork):  # which has it among its tensors
+        network.slope = torch.tensor(1.0)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     network.load_state_dict(state, strict=True, assign=True)
     if slope is not None:
@@ -132,13 +132,18 @@ def _form(path: Path, tensors: Mapping[str, Tensor]) -> Form:
     )
 
 
-def _own_spec(path: Path, file: WeightsFile, model: str | None) -> NetworkSpec | None:
+def _ablation_form(tensors: Mapping[str, Tensor], spec: AblationSpec) -> Form:
+    """The training form has tensors that the deployed one lacks; without techniques there is nothing to merge."""
+    telling = set(expected_shapes(spec, "training")) - set(expected_shapes(spec, "deployed"))
+    return "training" if telling & set(tensors) else "deployed"
+
+
+def _own_spec(path: Path, file: WeightsFile, model: str | None) -> Spec | None:
     """The network that our own file names; its tensors are checked against it like any others."""
     if "network" not in file.facts:
         return None
     try:
-        spec = NetworkSpec.from_json(file.facts["network"])
-        get_variant(spec.variant)
+        spec = read_spec(file.facts["network"])
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"the description of the network in {path} is damaged", hint="write the file anew"
@@ -255,7 +260,7 @@ def _wrong_variant(path: Path, names: list[str], asked: str) -> CheckpointError:
     )
 
 
-def _fitting(path: Path, tensors: dict[str, Tensor], spec: NetworkSpec, form: Form) -> dict[str, Tensor]:
+def _fitting(path: Path, tensors: dict[str, Tensor], spec: Spec, form: Form) -> dict[str, Tensor]:
     """The tensors in the network's order, if they are exactly the network's."""
     expected = expected_shapes(spec, form)
     counters = {name for name in expected if name.endswith("num_batches_tracked")}  # of no use to a trained network
@@ -269,7 +274,7 @@ def _fitting(path: Path, tensors: dict[str, Tensor], spec: NetworkSpec, form: Fo
             f"wrong shape: {n} is {_times(tuple(tensors[n].shape))}, must be {_times(expected[n])}" for n in misshapen
         ]
         raise CheckpointError(
-            f"the tensors of {path} are not those of a {spec.variant} in {form} form; nothing was loaded",
+            f"the tensors of {path} are not those of a {spec.label} in {form} form; nothing was loaded",
             details=details,
             hint="compare the file with the network it was trained as",
         )
@@ -324,13 +329,13 @@ def _slope(file: WeightsFile, form: Form) -> tuple[float | None, str]:
     return None, "the file does not say"
 
 
-def _activation_ranges(path: Path, file: WeightsFile, spec: NetworkSpec) -> dict[str, float] | None:
+def _activation_ranges(path: Path, file: WeightsFile, spec: Spec) -> dict[str, float] | None:
     """The ranges of quantisation-aware training, of every convolution or none."""
     told = file.facts.get("activation_ranges")
     if told is None:
         return None
     found = dict(told) if isinstance(told, Mapping) else {}
-    names = conv_names(spec)
+    names = conv_names(spec) if isinstance(spec, NetworkSpec) else []
     wrong = [
         f"{name}: {found.get(name, 'missing')}"
         for name in names
@@ -346,7 +351,7 @@ def _activation_ranges(path: Path, file: WeightsFile, spec: NetworkSpec) -> dict
     return {name: float(found[name]) for name in names}
 
 
-def _preprocessing(file: WeightsFile, spec: NetworkSpec) -> Preprocessing:
+def _preprocessing(file: WeightsFile, spec: Spec) -> Preprocessing:
     """What the file says, else what its training arguments say, else the published evaluation's."""
     if "preprocessing" in file.facts:
         return Preprocessing.from_json(file.facts["preprocessing"])

@@ -115,8 +115,9 @@ def merge_and_prove(
         reports.append(report)
         deployed |= kept
         on_block(block.name)
-        _require_agreement(report)
-    return ProvenMerge(deployed, tuple(reports), tuple(_parity(chain) for chain in chains))
+        require_agreement(report)
+    parity = (describe_parity(chain.name, chain.images, **chain.errors) for chain in chains)
+    return ProvenMerge(deployed, tuple(reports), tuple(parity))
 
 
 def _advance(
@@ -145,9 +146,9 @@ def _advance(
     return BlockReport(
         name=block.name,
         shape=tuple(merged[f"{block.conv}.weight"].shape),
-        error=_worst(errors),
-        chained=_worst(chained),
-        stored=_worst(stored),
+        error=worst(errors),
+        chained=worst(chained),
+        stored=worst(stored),
         range_before=(min(float(pair.min) for pair in before), max(float(pair.max) for pair in before)),
         range_after=(float(after.min), float(after.max)),
     )
@@ -160,7 +161,7 @@ def relative_error(reference: Tensor, other: Tensor) -> float:
     return difference / scale if scale > 0 else difference
 
 
-def _worst(values: list[float]) -> float:
+def worst(values: list[float]) -> float:
     """The largest value; NaN if any is (max would drop it)."""
     return float(torch.tensor(values, dtype=torch.float64).max())
 
@@ -238,7 +239,12 @@ def _taps(kernel: int) -> Iterator[tuple[int, int]]:
     return ((row, column) for row in range(kernel) for column in range(kernel))
 
 
-def _require_agreement(report: BlockReport) -> None:
+def require_agreement(report: BlockReport) -> None:
+    """Hold a block to the tolerances.
+
+    Raises:
+        ParityError: an error exceeds its tolerance, or is not a number.
+    """
     # Written so that NaN fails.
     merge_holds = report.error <= MERGE_TOLERANCE and report.chained <= MERGE_TOLERANCE
     if merge_holds and report.stored <= STORED_TOLERANCE:
@@ -262,11 +268,12 @@ def _advice(report: BlockReport, merge_holds: bool) -> str:
     return "this is a bug in the merge: please report it with the checkpoint"
 
 
-def _parity(chain: _Chain) -> dict[str, Any]:
+def describe_parity(inputs: str, images: int, *, error: float, stored: float) -> dict[str, Any]:
+    """What a manifest says of one set of inputs that has passed."""
     return {
-        "inputs": chain.name,
-        "images": chain.images,
-        "float64": {"error": chain.errors["error"], "tolerance": MERGE_TOLERANCE},
-        "stored_float32": {"error": chain.errors["stored"], "tolerance": STORED_TOLERANCE},
+        "inputs": inputs,
+        "images": images,
+        "float64": {"error": error, "tolerance": MERGE_TOLERANCE},
+        "stored_float32": {"error": stored, "tolerance": STORED_TOLERANCE},
         "passed": True,
     }

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vexport.errors import InputError
+from vexport.errors import CheckpointError, InputError
 
 BN_EPS = 1e-6
 STEM_KERNEL = 4
@@ -152,7 +152,7 @@ class VanillaNet(nn.Module):
         self.feature_info = self._describe_features()
         self.register_buffer("slope", torch.tensor(1.0), persistent=False)
         self.slope: Tensor
-        self.apply(_init_weights)
+        self.apply(init_weights)
 
     def _make_head(self, num_classes: int) -> None:
         pool, drop = nn.AdaptiveAvgPool2d(1), nn.Dropout(self.drop_rate)
@@ -289,7 +289,7 @@ class VanillaNet(nn.Module):
             self._make_head(num_classes)
             for name in ("cls", "cls1", "cls2"):
                 if hasattr(self, name):
-                    getattr(self, name).apply(_init_weights)
+                    getattr(self, name).apply(init_weights)
 
     def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
         """Load a published checkpoint, for timm; merges it where this network is in deployed form.
@@ -301,8 +301,13 @@ class VanillaNet(nn.Module):
 
         from vexport.model.checkpoint import load_checkpoint
         from vexport.model.fuse import merge_blocks, store
+        from vexport.model.variants import NetworkSpec
 
         loaded = load_checkpoint(Path(checkpoint_path))
+        if not isinstance(loaded.spec, NetworkSpec):
+            raise CheckpointError(
+                f"{checkpoint_path} is a {loaded.spec.label}, of an ablation", hint="vexport.load_network opens it"
+            )
         tensors = loaded.tensors
         if self.deploy and loaded.form == "training":
             tensors = {k: v for _, part in merge_blocks(loaded.tensors, loaded.spec) for k, v in store(part).items()}
@@ -329,7 +334,7 @@ class VanillaNet(nn.Module):
             self.set_slope(float(slope) if slope is not None else 1.0)
 
 
-def _init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     """Truncated normal of 0.02 for convolutions, zero biases: the training code's initialisation."""
     if isinstance(module, nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -132,6 +132,16 @@ class NetworkSpec:
         """Width multiplier relative to the variant."""
         return self.dims[-1] / VARIANTS[self.variant].dims[-1]
 
+    @property
+    def fixed_size(self) -> bool:
+        """Whether it takes images of one size only."""
+        return VARIANTS[self.variant].pool_sizes is not None
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self.variant
+
     def network_kwargs(self) -> dict[str, Any]:
         """The keyword arguments of `VanillaNet`."""
         variant = VARIANTS[self.variant]

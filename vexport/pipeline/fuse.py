@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vexport.model.checkpoint import LoadedCheckpoint
+    from vexport.model.prove import ProvenMerge
 
 Format = Literal["safetensors", "pth"]
 IMAGES_USED = 4  # of a folder: each is evaluated four times in float64
@@ -175,19 +176,37 @@ def _deployed(
         "blocks": [],
     }
     if loaded.form == "deployed":
-        notes.append("the file is deployed already: its tensors were carried over unchanged")
+        what = "has nothing to merge" if _has_nothing_to_merge(loaded) else "is deployed already"
+        notes.append(f"the file {what}: its tensors were carried over unchanged")
         if loaded.activation_ranges is not None:
             facts["activation_ranges"] = loaded.activation_ranges
             notes.append("it was trained for INT8: its activation ranges were carried over too")
         return {name: tensor.float().contiguous() for name, tensor in loaded.tensors.items()}, facts, []
-    from vexport.model.prove import merge_and_prove
-
-    count = len(loaded.spec.dims) + 1
-    proven = merge_and_prove(
-        loaded.tensors, loaded.spec, _inputs(loaded, images), on_block=lambda name: on_block(name, count)
-    )
+    proven = _merge(loaded, _inputs(loaded, images), on_block)
     facts["blocks"] = [block.to_json() for block in proven.blocks]
     return proven.tensors, facts, list(proven.parity)
+
+
+def _has_nothing_to_merge(loaded: LoadedCheckpoint) -> bool:
+    """Whether it is a network of an ablation without either technique."""
+    from vexport.model.ablation import AblationSpec
+
+    return isinstance(loaded.spec, AblationSpec) and loaded.spec.techniques == "none"
+
+
+def _merge(loaded: LoadedCheckpoint, inputs: dict[str, Tensor], on_block: Callable[[str, int], None]) -> ProvenMerge:
+    from vexport.model.ablation import AblationSpec
+    from vexport.model.checkpoint import to_network
+    from vexport.model.prove import merge_and_prove
+    from vexport.model.prove_techniques import merge_and_prove_network
+    from vexport.model.techniques import technique_modules
+
+    if isinstance(loaded.spec, AblationSpec):
+        network = to_network(loaded.spec, loaded.form, loaded.tensors, slope=1.0)
+        count = len(list(technique_modules(network))) + 1
+        return merge_and_prove_network(network, inputs, on_block=lambda name: on_block(name, count))
+    count = len(loaded.spec.dims) + 1
+    return merge_and_prove(loaded.tensors, loaded.spec, inputs, on_block=lambda name: on_block(name, count))
 
 
 def require_mergeable(loaded: LoadedCheckpoint, assume_slope_1: bool = False) -> tuple[str, list[str]]:
@@ -216,7 +235,7 @@ def _inputs(loaded: LoadedCheckpoint, images: Path | None) -> dict[str, Tensor]:
     from vexport.model.randomize import image_like
 
     channels, height, width = loaded.preprocessing.input_size
-    if VARIANTS[loaded.spec.variant].pool_sizes is None and min(height, width) > PROOF_SIDE:
+    if not loaded.spec.fixed_size and min(height, width) > PROOF_SIDE:
         # The algebra does not depend on the size, the cost does; real images are taken at their full size.
         height = width = PROOF_SIDE
     # A small network is proven on more images at the cost of one large one.

@@ -189,7 +189,7 @@ def _checkpoint(path: Path, _trust: bool) -> _Look:
 
     loaded = load_checkpoint(path)
     facts = {
-        "network": loaded.spec.variant,
+        "network": loaded.spec.label,
         "form": loaded.form,
         "weights": loaded.source,
         "classes": loaded.spec.num_classes,

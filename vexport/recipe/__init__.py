@@ -1,5 +1,6 @@
 """Recipes: from YAML to frozen models, with every error at once and the line it stands on."""
 
+from vexport.recipe.checks import is_ablation
 from vexport.recipe.load import (
     find_recipe,
     load_recipe,
@@ -14,6 +15,7 @@ __all__ = [
     "ImagesSection",
     "Recipe",
     "find_recipe",
+    "is_ablation",
     "load_recipe",
     "recipe_hash",
     "recipes_folder",

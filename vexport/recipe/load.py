@@ -18,10 +18,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vexport.errors import RecipeError
+from vexport.recipe.checks import Finding, Location, check_together
 from vexport.recipe.sections import Recipe
 
-Location = tuple[str, ...]
-Finding = tuple[Location, str]
 # The file and line in which each field stands; None for one that an override set.
 Place = tuple[Path, int] | None
 Lines = dict[Location, Place]
@@ -44,8 +43,12 @@ def recipe_hash(recipe: Recipe) -> str:
         for name in sections:
             section = section[name]
         section.pop(field, None)
-    if plain["qat"] is None:  # recipes that are older than the section keep their hash
+    # Recipes that are older than these keep their hash.
+    if plain["qat"] is None:
         del plain["qat"]
+    for name, usual in (("techniques", "both"), ("shortcut", "none")):
+        if plain["network"][name] == usual:
+            del plain["network"][name]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -94,7 +97,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     Raises:
         RecipeError: there is no such recipe, or it has errors; each is a line of `details`.
     """
-    return load_as(Recipe, find_recipe(name_or_path), overrides, _check_together)
+    return load_as(Recipe, find_recipe(name_or_path), overrides, check_together)
 
 
 def load_as(kind: type[R], path: Path, overrides: Sequence[str], check: Callable[[R], list[Finding]]) -> R:
@@ -329,49 +332,3 @@ def _fields_at(at: Location, data: Mapping[str, Any], kind: type[BaseModel]) -> 
 def _place_of(lines: Lines, at: Location) -> Place:
     """The place of a field, or of the nearest section around it."""
     return next(lines[at[:length]] for length in range(len(at), -1, -1) if at[:length] in lines)
-
-
-def _check_together(recipe: Recipe) -> list[Finding]:
-    """What is wrong between fields that are right on their own."""
-    findings: list[Finding] = []
-    decay_epochs = recipe.deep_training.decay_epochs
-    if recipe.qat is not None:
-        findings += _check_qat(recipe)
-    elif decay_epochs > recipe.epochs - 1:
-        message = f"{decay_epochs:g} leaves no epoch of {recipe.epochs} at slope 1, where the network can be merged"
-        findings.append((("deep_training", "decay_epochs"), message))
-    if recipe.schedule.warmup_epochs >= recipe.epochs:
-        message = f"{recipe.schedule.warmup_epochs:g} should be less than the {recipe.epochs} epochs"
-        findings.append((("schedule", "warmup_epochs"), message))
-    if recipe.schedule.min_lr >= recipe.optimizer.lr:
-        message = f"{recipe.schedule.min_lr:g} should be less than optimizer.lr, {recipe.optimizer.lr:g}"
-        findings.append((("schedule", "min_lr"), message))
-    micro, batch = recipe.compute.micro_batch, recipe.batch_size
-    if micro is not None and batch > micro and batch % micro:
-        message = f"batch_size {batch} should be a multiple of {micro}"
-        findings.append((("compute", "micro_batch"), message))
-    if recipe.data.name == "images":
-        mixes = recipe.data.augment.mixup > 0 or recipe.data.augment.cutmix > 0
-        together = min(micro or batch, batch)
-        if mixes and together % 2:
-            message = f"{together} should be even: mixup and cutmix pair images"
-            findings.append((("compute", "micro_batch") if micro else ("batch_size",), message))
-        for field in ("scale", "ratio"):
-            low, high = getattr(recipe.data.augment, field)
-            if low > high:
-                findings.append((("data", "augment", field), f"{low:g} should not be above {high:g}"))
-    return findings
-
-
-def _check_qat(recipe: Recipe) -> list[Finding]:
-    """What quantisation-aware training cannot do."""
-    findings: list[Finding] = []
-    if recipe.deep_training.decay_epochs != 0:
-        message = "should be 0 with qat: the deployed form has no slope"
-        findings.append((("deep_training", "decay_epochs"), message))
-    if recipe.network.init_from is not None:
-        findings.append((("network", "init_from"), "should be null with qat, which starts from qat.start_from"))
-    if recipe.compute.precision != "fp32":
-        message = f"{recipe.compute.precision} should be fp32 with qat: steps of INT8 would be rounded once more"
-        findings.append((("compute", "precision"), message))
-    return findings

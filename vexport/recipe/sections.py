@@ -31,6 +31,9 @@ class Section(BaseModel):
 class NetworkSection(Section):
     """Which network: a variant, at another width, n or stem stride where wanted; the data give classes and channels.
 
+    For ablations, each of the paper's `techniques` can be left out, `shortcut` adds each stage's input before or after
+    its activation, and `model` may also be `alexnet` or `resnet50`.
+
     `init_from` names a checkpoint in training form to start from, as a path, or as another recipe whose best
     checkpoint is in the workspace.
     """
@@ -40,6 +43,8 @@ class NetworkSection(Section):
     act_num: Annotated[Int, Field(ge=0)] = 3
     drop_rate: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     stem_stride: Annotated[Int, Field(ge=1, le=8)] | None = None
+    techniques: Literal["none", "deep", "series", "both"] = "both"
+    shortcut: Literal["none", "before", "after"] = "none"
     init_from: str | None = None
 
 

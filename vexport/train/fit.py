@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 from vexport.artifacts import Checkpoint
 from vexport.deps import needs
 from vexport.errors import RecipeError, TrainingError
-from vexport.model.build import build_network
-from vexport.model.vanillanet import VanillaNet
-from vexport.model.variants import NetworkSpec, make_spec
-from vexport.recipe import Recipe
+from vexport.model.ablation import make_ablation_spec
+from vexport.model.build import Network, Spec, build_network
+from vexport.model.variants import make_spec
+from vexport.recipe import Recipe, is_ablation
 from vexport.train.average import AverageWeights
 from vexport.train.checkpoints import PlainCheckpointIO, Position, Targets, WriteCheckpoints, read_position
 from vexport.train.data import TrainingData, load_data
@@ -165,13 +165,28 @@ def fit(
         return None
     assert writer.best is not None, "load_recipe leaves an epoch at slope 1"
     assert writer.last is not None
-    title = f"{recipe.name}: {spec.variant}, best {writer.best.facts['top1']:.1f} % held out"
+    title = f"{recipe.name}: {spec.label}, best {writer.best.facts['top1']:.1f} % held out"
     return Trained(writer.best, writer.last, log, draw_curves(log, title), tuple(damaged.names))
 
 
-def _spec(recipe: Recipe, data: TrainingData) -> NetworkSpec:
+def _spec(recipe: Recipe, data: TrainingData) -> Spec:
     network = recipe.network
     channels, height, width = data.preprocessing.input_size
+    if is_ablation(recipe):
+        ablation = make_ablation_spec(
+            network.model,
+            techniques=network.techniques,
+            shortcut=network.shortcut,
+            width=network.width,
+            act_num=network.act_num,
+            num_classes=len(data.class_names),
+            in_chans=channels,
+            image_size=height,
+            stem_stride=network.stem_stride,
+        )
+        with torch.device("meta"):
+            build_network(ablation)  # refuses images that are too small
+        return ablation
     spec = make_spec(
         network.model,
         width=network.width,
@@ -185,7 +200,7 @@ def _spec(recipe: Recipe, data: TrainingData) -> NetworkSpec:
     return spec
 
 
-def _facts(spec: NetworkSpec, data: TrainingData, *, rounded: bool) -> dict[str, Any]:
+def _facts(spec: Spec, data: TrainingData, *, rounded: bool) -> dict[str, Any]:
     return {
         "model": spec.variant,
         "form": "deployed" if rounded else "training",
@@ -196,9 +211,7 @@ def _facts(spec: NetworkSpec, data: TrainingData, *, rounded: bool) -> dict[str,
     }
 
 
-def _card(
-    recipe: Recipe, spec: NetworkSpec, data: TrainingData, versions: Mapping[str, str], run: int
-) -> dict[str, Any]:
+def _card(recipe: Recipe, spec: Spec, data: TrainingData, versions: Mapping[str, str], run: int) -> dict[str, Any]:
     return {
         "network": spec.to_json(),
         "preprocessing": data.preprocessing.to_json(),
@@ -213,10 +226,10 @@ def _card(
 
 def _module(
     recipe: Recipe,
-    spec: NetworkSpec,
+    spec: Spec,
     data: TrainingData,
     layout: Layout,
-    network: VanillaNet,
+    network: Network,
     card: Mapping[str, Any],
 ) -> TrainingModule:
     chosen, compute = recipe.optimizer, recipe.compute

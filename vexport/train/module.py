@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from vexport.deps import needs
 from vexport.errors import TrainingError
-from vexport.model.vanillanet import VanillaNet
+from vexport.model.build import Network
 from vexport.train.data import UNREADABLE, Batch
 from vexport.train.qat import split_ranges
 from vexport.train.ranks import copy_from_first, is_distributed, sum_over_ranks
@@ -84,7 +84,7 @@ class TrainingModule(LightningModule):
 
     def __init__(
         self,
-        network: VanillaNet,
+        network: Network,
         *,
         loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         make_optimizer: Callable[[nn.Module], Optimizer],

@@ -212,6 +212,6 @@ def load_rounded(path: Path) -> VanillaNet:
         InputError, CheckpointError: as `load_checkpoint`, and where it was not trained so.
     """
     network, loaded = load_network(path)
-    if loaded.activation_ranges is None:
+    if loaded.activation_ranges is None or not isinstance(network, VanillaNet):
         raise InputError(f"{path} has no trained ranges", hint="give a checkpoint of a recipe with a section `qat`")
     return fake_quantise(network, loaded.activation_ranges)

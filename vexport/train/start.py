@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from vexport.model.build import build_network
+from vexport.model.ablation import AblationSpec
+from vexport.model.build import Network, Spec, build_network
 from vexport.model.checkpoint import load_checkpoint
-from vexport.model.vanillanet import VanillaNet
-from vexport.model.variants import NetworkSpec
 from vexport.recipe import Recipe
 from vexport.train.data import TrainingData
 from vexport.train.qat import fake_quantise, load_start
@@ -17,11 +16,11 @@ from vexport.train.transfer import carry_over
 
 def make_network(
     recipe: Recipe,
-    spec: NetworkSpec,
+    spec: Spec,
     data: TrainingData,
     start: Path | None,
     tell: Callable[[str], None] = lambda _: None,
-) -> VanillaNet:
+) -> Network:
     """A fresh network, or one that starts from a checkpoint; in the form that the recipe trains.
 
     Args:
@@ -36,6 +35,8 @@ def make_network(
         RecipeError: it does not fit.
     """
     drop_rate = recipe.network.drop_rate
+    if isinstance(spec, AblationSpec):
+        return build_network(spec, drop_rate=drop_rate)
     if recipe.qat is None:
         network = build_network(spec, drop_rate=drop_rate)
         if start is not None:

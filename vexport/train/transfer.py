@@ -52,6 +52,11 @@ def carry_over(network: VanillaNet, spec: NetworkSpec, source: LoadedCheckpoint)
     Raises:
         RecipeError: it is in deployed form, or no block fits.
     """
+    if not isinstance(source.spec, NetworkSpec):
+        raise RecipeError(
+            f"network.init_from {source.path} is a {source.spec.label}, of an ablation",
+            hint="give a checkpoint of the published design",
+        )
     if source.form != "training":
         raise RecipeError(
             f"network.init_from {source.path} is in deployed form: its layers are merged",
