@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "trt": ("tensorrt",),
     "openvino": ("openvino",),
     "gpu": ("pynvml",),
+    "explain": ("pytorch_grad_cam", "cv2", "ttach", "matplotlib"),
 }
 
 

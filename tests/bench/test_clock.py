@@ -120,11 +120,27 @@ class TestWarmUp:
     def test_it_ends_some_day_and_says_so(self) -> None:
         time = FakeTime()
         never = time.work(*[1] * 10, *[3] * 10)
-        measured = clock(time, warmup_s=0.03, warmup_most_s=0.5).measure({"a": never})["a"]
-        assert measured.warm_up is not None
-        assert measured.warm_up.stable is False
-        assert 0.5 <= measured.warm_up.duration_s < 0.55
-        assert "warm-up: still changing after 0.5 s" in measured.unstable_because
+        found = clock(time, warmup_s=0.03, warmup_most_s=0.5).measure({"a": never})["a"].warm_up
+        assert found is not None
+        assert found.stable is False
+        assert 0.5 <= found.duration_s < 0.55
+
+    def test_a_start_that_outlasts_it_is_told(self) -> None:
+        """Calls get faster for 1.5 s; the warm-up ends after 0.5 s, and the first of five rounds has the rest."""
+        time = FakeTime(lambda now_ms: max(1.0, 2 - now_ms / 1500))
+        measured = clock(time, warmup_s=0.3, warmup_most_s=0.5, duration_s=5, rounds=5).measure({"a": time.work(10)})
+        (why,) = [why for why in measured["a"].unstable_because if why.startswith("warm-up")]
+        assert why.startswith("warm-up: still changing after 0.5 s, and the first round took 1.")
+
+    def test_windows_that_differ_by_chance_are_no_doubt(self) -> None:
+        """Slow calls of three to a window: 100, 104 and 108 ms in turns, in rounds that are all alike."""
+        time = FakeTime()
+        work = time.work(*[100] * 3, *[108] * 3)
+        measured = clock(time, warmup_s=0.5, warmup_most_s=2, rounds=4, duration_s=0, least_count=20)
+        found = measured.measure({"a": work})["a"]
+        assert found.warm_up is not None
+        assert found.warm_up.stable is False
+        assert found.unstable_because == ()
 
     def test_nobody_waits_for_windows_of_a_very_slow_candidate(self) -> None:
         time, log = FakeTime(), list[str]()
@@ -316,6 +332,8 @@ def test_no_candidates_no_samples() -> None:
         {"warmup_most_s": -1},
         {"warmup_bound": float("nan")},
         {"settle_s": -0.1},
+        {"duration_s": float("inf")},
+        {"warmup_most_s": float("inf")},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )

@@ -153,3 +153,12 @@ def test_other_settings_and_versions_are_notes() -> None:
         "the new benchmark was interrupted: it is not complete",
         "onnxruntime: 1 before, 2 now",
     )
+
+
+def test_a_second_file_of_one_name_is_told_and_not_dropped_in_silence() -> None:
+    twice = document(row("nine", 10), row("nine", 99, sha="cd"), row("resnet50", 5), row("resnet50", 5))
+    found = compare_documents(document(row("nine", 10), row("resnet50", 5)), twice)
+    assert [change.network for change in found.changes] == ["Nine", "Resnet50"]
+    assert found.notes == (
+        "nine (onnxruntime CPU FP32, batch 1) is there more than once in the new benchmark: its first row counts",
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vexport.bench import environment, watch
+from vexport.bench import cgroup, environment, watch
 
 
 def test_it_is_plain_values() -> None:
@@ -31,8 +31,9 @@ def test_it_never_crashes_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         raise OSError("not here")
 
     monkeypatch.setattr(environment, "CPUINFO", tmp_path / "none")
-    monkeypatch.setattr(environment, "CPU_MAX", tmp_path / "none")
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path / "none")
     monkeypatch.setattr(environment, "CPUS", tmp_path / "none")
+    monkeypatch.setattr(environment, "CLOCK_SOURCE", tmp_path / "none")
     monkeypatch.setattr(watch, "PROC", tmp_path / "none")
     monkeypatch.setattr(watch, "CPUS", tmp_path / "none")
     monkeypatch.setattr(platform, "system", lambda: system)
@@ -48,6 +49,7 @@ def test_it_never_crashes_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert said["cpu_quota_cores"] is None
     assert said["gpus"] == []
     assert [said[name] for name in ("cpu_mhz", "cpu_governor", "smt", "virtual_machine")] == [None] * 4
+    assert said["clock_source"] is None
     assert said["usable_cores"] == os.cpu_count()
 
 
@@ -66,21 +68,15 @@ def test_governor_threads_and_hypervisor_are_told(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "cpuinfo").write_text("model name\t: Example\nflags\t\t: fpu hypervisor sse\n", encoding="utf-8")
     monkeypatch.setattr(environment, "CPUS", tmp_path)
     monkeypatch.setattr(environment, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "clock").write_text("hpet\n", encoding="ascii")
+    monkeypatch.setattr(environment, "CLOCK_SOURCE", tmp_path / "clock")
+    (tmp_path / "cpu.max").write_text("150000 100000\n", encoding="ascii")
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroup, "OWN", tmp_path / "none")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     said = environment.describe_environment()
     assert (said["cpu_governor"], said["smt"], said["virtual_machine"]) == ("powersave", True, True)
+    assert (said["clock_source"], said["cpu_quota_cores"]) == ("hpet", 1.5)
     assert said["variables"]["OMP_NUM_THREADS"] == "3"
     (tmp_path / "cpuinfo").write_text("model name\t: Example\nflags\t\t: fpu sse\n", encoding="utf-8")
     assert environment.is_virtual_machine() is False
-
-
-@pytest.mark.parametrize(
-    ("text", "cores"), [("150000 100000\n", 1.5), ("max 100000\n", None), ("nonsense", None), ("1 0", None)]
-)
-def test_a_containers_limit_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, cores: float | None
-) -> None:
-    limit = tmp_path / "cpu.max"
-    limit.write_text(text, encoding="ascii")
-    monkeypatch.setattr(environment, "CPU_MAX", limit)
-    assert environment.cpu_quota_cores() == cores

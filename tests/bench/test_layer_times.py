@@ -199,6 +199,146 @@ def test_an_engine_needs_a_gpu(tmp_path: Path) -> None:
         profile_engine(plan, np.zeros((1, 3, 16, 16), "f"), {}, trust=True)
 
 
+# As TensorRT's inspector reports an engine built with detailed verbosity: a convolution with its ReLU, a kernel of
+# several nodes that only its metadata names, and a change of format.
+REPORT = {
+    "Layers": [
+        {
+            "Name": "Reformatting CopyNode for Input Tensor 0 to a + a.relu",
+            "LayerType": "Reformat",
+            "Inputs": [{"Name": "x", "Format/Datatype": "Row major linear FP32"}],
+            "Outputs": [{"Name": "x'", "Format/Datatype": "Channel major FP16 format"}],
+            "Metadata": "",
+        },
+        {
+            "Name": "a + a.relu",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Name": "x'", "Format/Datatype": "Channel major FP16 format"}],
+            "Outputs": [{"Name": "a.relu", "Format/Datatype": "Channel major FP16 format"}],
+            "TacticName": "sm80_xmma_fprop_implicit_gemm_f16f16",
+            "Metadata": "[ONNX Layer: a]\x1e[ONNX Layer: a.relu]",
+        },
+        {
+            "Name": "__myl_ConvAddRelu_myl0_1",
+            "LayerType": "kgen",
+            "Inputs": [{"Name": "a.relu", "Format/Datatype": "Half"}],
+            "Outputs": [{"Name": "b.relu", "Format/Datatype": "Half"}],
+            "Metadata": "[ONNX Layer: b]\x1e[ONNX Layer: b.add]\x1e[ONNX Layer: b.relu]",
+        },
+        "pool",
+    ]
+}
+
+
+class FakeEngine:
+    """What an ICudaEngine and its context do for a profile: every run tells its layers and their times."""
+
+    def __init__(self, reports: bool = True) -> None:
+        self.num_io_tensors, self.profiler, self.runs, self.shape, self.addresses = 2, None, 0, (), {}
+        self.reports = reports
+
+    def get_tensor_name(self, index: int) -> str:
+        return ("x", "y")[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "in" if name == "x" else "out"
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return "DataType.FLOAT" if name == "x" else "DataType.HALF"
+
+    def create_execution_context(self) -> FakeEngine:
+        return self
+
+    def create_engine_inspector(self) -> FakeEngine:
+        return self
+
+    def get_engine_information(self, _format: object) -> str:
+        return json.dumps(REPORT)
+
+    def set_input_shape(self, _name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = shape
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shape if name == "x" else (self.shape[0], 5)
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def execute_async_v3(self, _stream: int) -> bool:
+        self.runs += 1
+        slow = 100.0 if self.runs <= 2 else 1.0  # the first runs compile kernels
+        for layer, ms in (("Reformatting CopyNode for Input Tensor 0 to a + a.relu", 0.01), ("a + a.relu", 0.2),
+                          ("__myl_ConvAddRelu_myl0_1", 0.3), ("pool", 0.02)):  # fmt: skip
+            if self.reports:
+                self.profiler.report_layer_time(layer, ms * slow)  # type: ignore[attr-defined]
+        return True
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """An engine that `profile_engine` opens, on a GPU that is the CPU."""
+    import sys
+    from types import SimpleNamespace
+
+    import torch
+
+    from tests.run.test_cuda import FakeTorch
+    from vexport.engine import plan
+
+    class Profiler:
+        def __init__(self) -> None: ...
+
+    class Stream:
+        cuda_stream = 7
+
+        def wait_stream(self, _other: object) -> None: ...
+
+        def synchronize(self) -> None: ...
+
+    found, fake = FakeEngine(), FakeTorch()
+    fake.Stream = Stream  # type: ignore[assignment]
+    fake.from_numpy = torch.from_numpy  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    trt = SimpleNamespace(
+        IProfiler=Profiler,
+        TensorIOMode=SimpleNamespace(INPUT="in"),
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
+    )
+    runtime = SimpleNamespace(load=lambda: trt, name="tensorrt", version="10.9")
+    monkeypatch.setattr(plan, "open_plan", lambda _path, *, trust: (found, runtime, None))
+    return found
+
+
+def test_layers_of_an_engine_are_timed(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    model = tiny()
+    cost = count_fused(model, batch=2)
+    found = profile_engine(tmp_path / "x.engine", np.ones((2, 3, 16, 16), "f"), cost.labels, runs=4, warmup=2)
+    assert fake_engine.runs == 6
+    assert set(fake_engine.addresses) == {"x", "y"}
+    assert (found.source, found.runs, found.run_ms) == ("tensorrt 10.9", 4, None)
+    assert found.sum_ms == pytest.approx(0.53), "the first runs do not count"
+    assert [(one.nodes, one.ms) for one in found.kernels] == [
+        (("a", "a.relu"), 0.01),
+        (("a", "a.relu"), 0.2),
+        (("b", "b.add", "b.relu"), 0.3),
+        (("pool",), 0.02),
+    ]
+    together = count_fused(model, batch=2, together=found.together)
+    layers = make_roofline("tiny", together, _peaks(), times=found).layers
+    assert {layer.layer.name: layer.time_ms for layer in layers if layer.time_ms} == {
+        "a": pytest.approx(0.21),
+        "b": pytest.approx(0.3),
+        "pool": pytest.approx(0.02),
+    }
+
+
+def test_an_engine_whose_profiler_is_silent_is_refused(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    fake_engine.reports = False
+    with pytest.raises(EngineError, match="its profiler reports no layer"):
+        profile_engine(tmp_path / "x.engine", np.ones((2, 3, 16, 16), "f"), {})
+
+
 @pytest.mark.gpu
 def test_an_engine_is_profiled(small_checkpoint: Path, tmp_path: Path) -> None:
     from vexport.graph.inspect import read_graph

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,14 +20,18 @@ from typing import Any
 import pytest
 
 from tests.bench.page_document import failed, synthetic_document
+from vexport.bench.accuracy import RULE
+from vexport.bench.advice import conclude
 from vexport.bench.page import document_schema, validate, write_report
-from vexport.bench.page.answers import answers, headline
+from vexport.bench.page.answers import answers, group_verdicts, headline
+from vexport.bench.page.clocks import clocks
 from vexport.bench.page.document import Document
 from vexport.bench.page.figures import make_figures
 from vexport.bench.page.html import render_html
 from vexport.bench.page.markdown import render_markdown
 from vexport.bench.page.tables import columns, write_csv
-from vexport.bench.page.words import digits, times
+from vexport.bench.page.words import digits
+from vexport.bench.report import times
 from vexport.errors import InputError, WorkspaceError
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "base", "source", "embed", "col", "wbr"}
@@ -169,9 +173,9 @@ def test_the_page_can_be_read_without_seeing_it(document: Doc) -> None:
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert all(heading.get("scope") in {"col", "row", "colgroup"} for heading in walk.all("th"))
-    assert len(walk.all("svg")) == 11
+    assert len(walk.all("svg")) == 12
     assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in walk.all("svg"))
-    assert len(walk.texts["desc"]) == 11
+    assert len(walk.texts["desc"]) == 12
     names = [a["id"] for _, a in walk.tags if "id" in a]
     assert len(names) == len(set(names))
     targets = {(a["href"] or "")[1:] for a in walk.all("a")}
@@ -322,8 +326,17 @@ def test_unknown_accuracy_is_said(document: Doc) -> None:
     walk = Walk(page_of(document))
     assert "not known" in walk.text
     assert not any("Accuracy against latency" in (svg["aria-label"] or "") for svg in walk.all("svg"))
-    kinds = {answer.kind for answer in answers(validate(document), validate(document).groups[0])}
-    assert kinds == {"unknown"}
+    typed = validate(document)
+    found = {answer.rival.network: answer for answer in answers(typed, typed.groups[0])}
+    assert found["resnet50"].kind == "slower", "what is slower at any accuracy needs none"
+    assert found["resnet50"].text.startswith(
+        "Whatever their accuracy, every VanillaNet measured here is slower than ResNet-50: VanillaNet-5 1."
+    )
+    assert found["swin_tiny"].kind == "unknown", "some are faster"
+    assert "so this is speed alone: beside Swin-T, VanillaNet-5 2." in found["swin_tiny"].text
+    said = headline(typed)
+    assert said is not None
+    assert "(VanillaNet-5) to 2." in said.lines[0], "in short"
 
 
 def test_unstable_figures_are_marked_with_the_reason(document: Doc) -> None:
@@ -342,9 +355,11 @@ def test_published_figures_have_their_own_columns_and_enter_no_ratio(document: D
     before = csv_of(document)
     for group in document["groups"]:
         for row in group["rows"]:
+            row["published_latencies_ms"] = dict.fromkeys(row["published_latencies_ms"], 0.0123)
             row["published_a100_ms"], row["published_top1"] = 0.0123, 12.3
     after = csv_of(document)
-    published = {"published_a100_ms", "published_top1_percent"}
+    published = {name for name in before[0] if name.startswith("published_")}
+    assert len(published) == 5
     assert [{k: v for k, v in line.items() if k not in published} for line in after] == [
         {k: v for k, v in line.items() if k not in published} for line in before
     ]
@@ -353,16 +368,172 @@ def test_published_figures_have_their_own_columns_and_enter_no_ratio(document: D
             for line in table[1:]:
                 holds = [name for name, cell in zip(table[0], line, strict=True) if "0.0123" in cell or "12.30" in cell]
                 assert all(name.startswith("Published: ") for name in holds)
-                assert "Published: A100, PyTorch, ms" in holds
+                assert "Published: A100, PyTorch, batch 1, ms" in holds
     walk = Walk(page_of(document))
     heads = [attributes for tag, attributes in walk.tags if tag == "th" and "pub" in (attributes.get("class") or "")]
     assert heads
-    assert "Published, on another device" in walk.text
+    assert "Published by the authors" in walk.text
+
+
+def test_engines_stand_beside_both_published_clocks(document: Doc) -> None:
+    """PyTorch's figure everywhere, TensorRT's of that precision beside engines; a dash where the paper has none."""
+    fp16 = {**document["groups"][0], "backend": "tensorrt", "precision": "FP16"}
+    document["groups"] = [document["groups"][0], fp16]
+    first, second = (t for t in markdown_tables(markdown_of(document)) if t[0][:2] == ["Network", "Top-1"])
+    assert [name for name in first[0] if name.startswith("Published")] == ["Published: A100, PyTorch, batch 1, ms"]
+    shown = [name for name in second[0] if name.startswith("Published")]
+    assert shown == ["Published: A100, PyTorch, batch 1, ms", "Published: A100, TensorRT FP16, batch 1, ms"]
+    figures = {line[0]: line[-2:] for line in second[1:]}
+    assert figures["ResNet-50"] == ["7.64", "0.54"]
+    assert figures["VanillaNet-9"] == ["2.91", "0.49"]
+    assert figures["Swin-S"] == ["20.25", "–"]
+
+
+def test_the_published_ratio_stands_under_every_clock_beside_ours(document: Doc) -> None:
+    found = clocks(validate(document))
+    assert found is not None
+    assert (found.own, found.rival) == ("VanillaNet-9", "ResNet-50")
+    assert [(one.clock, one.own_ms, one.rival_ms, one.words) for one in found.published] == [
+        ("PyTorch", 2.91, 7.64, "2.63x faster"),
+        ("TensorRT FP32", 0.58, 0.80, "1.38x faster"),
+        ("TensorRT FP16", 0.49, 0.54, "1.10x faster"),
+    ]
+    ours = [group["rows"][3]["ratio"]["value"] for group in document["groups"]]
+    assert [one.ratio.value for one in found.measured] == ours
+    table, text = Walk(page_of(document)).tables[0], markdown_of(document)
+    assert table[1] == ["A100, PyTorch", "0.38x, faster", "2.91", "7.64", "published by the authors"]
+    assert table[3][:2] == ["A100, TensorRT FP16", "0.91x, faster"]
+    assert table[4][0] == "FP32"
+    assert re.fullmatch(r"2\.00x \(1\.9\d to 2\.0\d\), slower", table[4][1])
+    assert "VanillaNet-9 is 2.63x faster in PyTorch (2.91 against 7.64 ms), " in text
+    assert "1.10x faster in TensorRT FP16 (0.49 against 0.54 ms) than ResNet-50" in text
+    assert "the clock decides" in text
+    assert text.index("2.63x") < text.index("## The answer"), "it comes before all tables"
+
+
+@pytest.mark.parametrize("missing", ["figures", "baseline", "a network of its accuracy"])
+def test_no_clocks_where_the_paper_has_no_pair(document: Doc, missing: str) -> None:
+    for group in document["groups"]:
+        rows = {row["network"]: row for row in group["rows"]}
+        if missing == "figures":
+            for row in rows.values():
+                row["published_latencies_ms"] = {}
+        elif missing == "baseline":
+            del rows["resnet50"]
+        else:
+            del rows["vanillanet_9"], rows["vanillanet_13"]
+        group["rows"] = list(rows.values())
+    assert clocks(validate(document)) is None
+    assert "clock by clock" not in page_of(document).lower()
+
+
+def test_int8_that_is_slower_than_floating_point_says_so_in_its_row(document: Doc) -> None:
+    document.update(conclude(document["groups"]))
+    rows = document["groups"][1]["rows"]
+    assert rows[3]["against_float"]["value"] == pytest.approx(15.1 / 62.1, rel=0.02)
+    rows[0]["against_float"] = {"precision": "FP32", "value": 1.31, "low": 1.22, "high": 1.37, "level": 0.95}
+    fp32, int8 = (t for t in markdown_tables(markdown_of(document)) if t[0][:2] == ["Network", "Top-1"])
+    place = int8[0].index("Time against its FP32")
+    assert int8[1][place] == "1.31x (1.22 to 1.37, slower)"
+    assert int8[4][place].endswith(", faster)")
+    assert "Time against its FP32" not in fp32[0]
+    line = csv_of(document)[7]
+    assert (line["against_float"], line["against_float_precision"]) == ("1.31", "FP32")
+
+
+@pytest.mark.parametrize(
+    ("random", "said"),
+    [
+        (range(7), "The files that were timed here have random weights"),
+        ((1, 3), "The files that were timed here of VanillaNet-5, VanillaNet-9 have random weights"),
+        ((), "of their weights: not of the files that were timed here"),
+    ],
+)
+def test_published_accuracies_are_not_of_the_files_that_were_timed(
+    document: Doc, random: Sequence[int], said: str
+) -> None:
+    for place in random:
+        at(document, place)["weights"] = "random"
+    for text in (page_of(document), markdown_of(document)):
+        assert said in re.sub("<[^>]*>", "", text)
+
+
+def test_depth_is_what_the_document_counted(document: Doc) -> None:
+    document["settings"]["depth"] = "layers with weights; VanillaNet's as its authors count"
+    for text in (Walk(page_of(document)).text, markdown_of(document)):
+        assert "Depth: layers with weights; VanillaNet's as its authors count. Each network" in text
+
+
+def test_measured_accuracies_need_no_such_note(document: Doc) -> None:
+    document["groups"] = document["groups"][1:]
+    assert "Accuracies marked published" not in page_of(document)
+
+
+def test_what_a_file_is_not_is_said_below_its_table(document: Doc) -> None:
+    """INT8 of which most stays FP32, and weights that prove nothing."""
+    for row in document["groups"][0]["rows"]:
+        row["notes"] = ["for latency only: random weights, accuracy unproven"]
+    at(document, 5)["notes"].append("INT8: 1 of 1 convolutions; matrix products stay FP32: 76")
+    for text in (re.sub("<[^>]*>", "", page_of(document)), markdown_of(document)):
+        assert text.count("for latency only: random weights, accuracy unproven.") == 1
+        assert "Swin-T: INT8: 1 of 1 convolutions; matrix products stay FP32: 76." in text
+
+
+def test_what_to_take_instead_stands_in_the_answer(document: Doc) -> None:
+    document["groups"] = document["groups"][:1]
+    document.update(conclude(document["groups"]))
+    said = headline(validate(document))
+    assert said is not None
+    (take,) = said.take
+    assert re.fullmatch(
+        r"Instead of VanillaNet-9 \(onnxruntime CPU FP32, 79.87 % published, 6\d.\d ms\) "
+        r"take ResNet-50 \(onnxruntime CPU FP32, 79.80 % published, 3\d.\d ms\): "
+        r"VanillaNet-9 has its accuracy and is 2.00x slower \(.*\), measured in turns\.",
+        take,
+    )
+    assert take in re.sub("<[^>]*>", "", page_of(document))
+    assert take in markdown_of(document)
+
+
+def test_the_page_states_the_one_rule_of_accuracies(document: Doc) -> None:
+    """The same that answers and advice go by."""
+    assert RULE in unescape(re.sub("<[^>]*>", "", page_of(document)))
+    assert RULE in markdown_of(document)
+    at(document, 3)["accuracy"]["top1_percent"] = 79.5
+    typed = validate(document)
+    assert answers(typed, typed.groups[0])[0].row is typed.groups[0].rows[3], "0.3 points below count as equal"
+    at(document, 3)["accuracy"]["top1_percent"] = 79.4
+    typed = validate(document)
+    answer = answers(typed, typed.groups[0])[0].row
+    assert answer is not None
+    assert answer.network == "vanillanet_13"
+
+
+def test_what_was_not_measured_contradicts_nothing(document: Doc) -> None:
+    """One table says slower, the other's baseline failed: the answer is that of the first."""
+    rows = document["groups"][1]["rows"]
+    rows[0] = failed(rows[0], "hung")
+    for row in rows:
+        row["ratio"] = None
+    said = headline(validate(document))
+    assert said is not None
+    assert said.word == "No."
+    assert "ResNet-50 was not measured: hung." in said.lines[1]
+
+
+def test_sentences_of_a_table_do_not_repeat_its_title(document: Doc) -> None:
+    typed = validate(document)
+    said = group_verdicts(typed, typed.groups[1])
+    assert said[2].startswith("VanillaNet-9 is 1.09x faster (")
+    assert said[-1] == "Swin-S failed: crashed: signal 9 (out of memory?)."
+    assert not any("INT8" in line for line in said)
+    assert all(line in markdown_of(document) for line in said[:3])
 
 
 def test_a_network_that_is_there_for_its_published_figures_only(document: Doc) -> None:
     rows = document["groups"][0]["rows"]
     empty = {key: [] if isinstance(value, list) else None for key, value in rows[0].items()}
+    empty["published_latencies_ms"] = {"PyTorch": 13.37}
     keep = {key: rows[0][key] for key in ("backend", "precision", "batch", "input_size", "accuracy")}
     extra = {
         "network": "vitae",
@@ -405,10 +576,10 @@ def test_slower_is_said_as_plainly_as_faster(document: Doc) -> None:
 
     word, kind, text = answered(copy.deepcopy(document), slower)
     assert (word, kind) == ("No.", "slower")
-    assert text.startswith("VanillaNet-9 is slower than ResNet-50: it takes 1.98× the time (1.90 to 2.05).")
+    assert text.startswith("VanillaNet-9 is 1.98x slower (1.90 to 2.05) than ResNet-50: about half as fast.")
     word, kind, text = answered(document, faster)
     assert (word, kind) == ("Yes.", "faster")
-    assert text.startswith("VanillaNet-9 is 1.25× faster than ResNet-50 (1.18 to 1.33).")
+    assert text.startswith("VanillaNet-9 is 1.25x faster (1.18 to 1.33) than ResNet-50.")
 
 
 @pytest.mark.parametrize(("value", "low", "high"), [(0.99, 0.97, 1.01), (1.02, 0.99, 1.06)])
@@ -419,7 +590,7 @@ def test_an_interval_that_holds_one_is_no_answer(document: Doc, value: float, lo
     word, kind, text = answered(document, close)
     assert (word, kind) == ("Not decided.", "undecided")
     assert "cannot be told apart" in text
-    assert markdown_of(document).count("no difference shown") == 2
+    assert markdown_of(document).count("no difference shown") == 3, "in the table twice, and among the clocks"
 
 
 def test_a_less_accurate_network_does_not_answer(document: Doc) -> None:
@@ -454,8 +625,8 @@ def test_the_headline_tells_groups_apart(document: Doc) -> None:
     said = headline(validate(document))
     assert said is not None
     assert said.word == "It depends."
-    assert said.lines[0].startswith("FP32: VanillaNet-9 is slower")
-    assert said.lines[1].startswith("INT8: VanillaNet-9 is 1.09× faster")
+    assert said.lines[0].startswith("FP32: VanillaNet-9 is 2.00x slower (")
+    assert said.lines[1].startswith("INT8: VanillaNet-9 is 1.09x faster (")
     assert "It depends." in Walk(page_of(document)).texts["strong"]
 
 
@@ -475,7 +646,7 @@ def test_gpu_time_has_a_column_where_it_was_told_apart(document: Doc) -> None:
     document["groups"][0]["device"] = "An Accelerator"
     document["groups"] = document["groups"][:1]
     page = Walk(page_of(document))
-    assert "0.4321" in [line[6] for line in page.tables[0][1:]]
+    assert "0.4321" in [line[6] for line in page.tables[1][1:]]
     assert "on An Accelerator?" in page.text
 
 
@@ -522,10 +693,21 @@ def test_a_document_that_does_not_fit_is_refused(document: Doc, change: Callable
     assert "vexport bench" in caught.value.hint
 
 
-@pytest.mark.parametrize("other", [{"schema": 1}, {}, [], None])
-def test_other_documents_are_refused(other: Any) -> None:
-    with pytest.raises(InputError, match="schema"):
+@pytest.mark.parametrize(
+    ("other", "hint"),
+    [
+        ({"schema": 1}, "measure again with this version"),
+        ({"schema": 3}, "a newer vexport wrote it"),
+        ({"schema": True}, "give a bench.json"),
+        ({}, "give a bench.json"),
+        ([], "give a bench.json"),
+        (None, "give a bench.json"),
+    ],
+)
+def test_other_documents_are_refused(other: Any, hint: str) -> None:
+    with pytest.raises(InputError, match="schema") as caught:
         validate(other)
+    assert hint in caught.value.hint
 
 
 def test_further_fields_are_let_through(document: Doc) -> None:

@@ -234,6 +234,29 @@ def test_the_convolution_is_of_the_size_that_is_counted() -> None:
     assert work[name][1] == pytest.approx(2 * 128**3, rel=0.02)
 
 
+def test_the_first_product_on_a_gpu_may_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads libraries; a product that stays slow is emulated."""
+    from vexport.bench import peak_work
+
+    def grown(*taken_s: float) -> str:
+        left = list(taken_s)
+        monkeypatch.setattr(peak_work, "_time", lambda _: left.pop(0) if len(left) > 1 else left[0])
+        return peak_work._grow(lambda side: (f"{side}", 1.0, lambda: None), "cuda", 1024)[0]
+
+    assert grown(5.0, 0.02) == "1024"
+    with pytest.raises(ValueError, match="it is emulated: 3\\.0 s"):
+        grown(5.0, 3.0)
+
+
+def test_a_roofline_of_the_whole_network_leaves_its_layers_out() -> None:
+    from dataclasses import replace
+
+    whole = roofline(1.0)
+    brief = replace(whole, detailed=False).to_json()
+    assert brief.pop("layers") == []
+    assert brief == {key: value for key, value in whole.to_json().items() if key != "layers"}
+
+
 def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(InputError, match="no peak is known in int3"):
         measure_peaks(("int3",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from vexport.bench.statistics import (
     paired_ratio,
     rank_correlation,
     resampled_medians,
+    student_quantile,
     unpaired_ratio,
 )
 
@@ -40,7 +43,7 @@ def loaded_rounds(rng: np.random.Generator, scale_ns: float, load: np.ndarray, c
     ]
 
 
-@pytest.mark.parametrize("rounds", [6, 10])
+@pytest.mark.parametrize("rounds", [2, 3, 4, 6, 10])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(rounds: int) -> None:
     """The true ratio is 2 and the true median 2 ms; calls of a round share its load, so drawing calls would fail."""
     rng, trials = np.random.default_rng(rounds), 150
@@ -61,7 +64,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(rounds: int) -> Non
             assert interval is not None
             held[name] += interval.low <= truth[name] <= interval.high
     shares = {name: count / trials for name, count in held.items()}
-    assert all(0.88 <= share <= 0.995 for share in shares.values()), shares
+    # Welch's degrees of freedom are on the safe side where they are few.
+    assert all(0.88 <= share <= (0.995 if rounds > 2 else 1) for share in shares.values()), shares
 
 
 def test_pairs_are_narrower_than_strangers() -> None:
@@ -86,12 +90,68 @@ def test_a_load_that_comes_and_goes_does_not_split_the_medians() -> None:
 
 
 def test_few_rounds_have_wider_tails_and_many_the_plain_ones() -> None:
-    tails = [expanded_tail(0.95, blocks) for blocks in (2, 5, 10, 30, 10_000)]
-    assert tails[0] == 0
+    tails = [expanded_tail(0.95, blocks) for blocks in (5, 10, 30, 10_000)]
     assert tails == sorted(tails)
     assert tails[-1] == pytest.approx(0.025, rel=0.01)
     # Student's t for 9 degrees of freedom is 2.262; times sqrt(10/9) that is 2.385 normal deviations.
-    assert tails[2] == pytest.approx(0.00855, rel=0.02)
+    assert tails[1] == pytest.approx(0.00855, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "t"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042), (100_000, 1.960)],  # as tables have it
+)
+def test_students_quantiles_are_those_of_the_tables(freedom: float, t: float) -> None:
+    assert student_quantile(0.95, freedom) == pytest.approx(t, rel=0.01)
+
+
+def test_degrees_of_freedom_that_are_no_integer_are_on_the_safe_side() -> None:
+    quantiles = [student_quantile(0.95, freedom / 10) for freedom in range(10, 60)]
+    assert quantiles == sorted(quantiles, reverse=True)
+    assert student_quantile(0.95, 1.9) > 4.303
+
+
+def test_two_rounds_that_differ_by_chance_decide_nothing() -> None:
+    """They show 1.01 and 1.03: of two such figures the truth lies outside every other time."""
+    found = paired_ratio([[101] * 9, [103] * 9], [[100] * 9, [100] * 9])
+    assert found is not None
+    assert found.low < 0.95
+    assert found.high > 1.1
+    assert found.value == pytest.approx(1.02)
+
+
+def test_of_a_single_call_nothing_is_known() -> None:
+    assert median_interval([[10]]) is None
+    assert mean_interval([[10]]) is None
+    assert paired_ratio([[10]], [[20]]) is None
+    assert unpaired_ratio([[10]], [[20], [21]]) is None
+
+
+def test_intervals_of_few_rounds_stay_finite() -> None:
+    found = paired_ratio([[1], [10**9]], [[10**9], [1]])
+    assert found is not None
+    assert 0 < found.low < found.high < float("inf")
+
+
+def test_rounds_that_only_one_has_are_no_pairs() -> None:
+    found = paired_ratio([[20], [], [60], [80]], [[10], [7], [30], []])
+    assert found is not None
+    assert found.value == 2
+
+
+def test_millions_of_samples_need_no_table_of_rounds_by_samples() -> None:
+    rng = np.random.default_rng(0)
+    blocks = [rng.integers(1000, 2000, 20_000) for _ in range(20)]
+    picked = rng.multinomial(20, np.full(20, 0.05), size=10)
+    tracemalloc.start()
+    found = resampled_medians(blocks, picked)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(found, [
+        np.median(np.concatenate([np.tile(block, times) for block, times in zip(blocks, row, strict=True)]))
+        for row in picked
+    ])  # fmt: skip
+    assert peak < 4 * 8 * 20 * 20_000  # a few copies of the samples
 
 
 def test_intervals_are_seeded() -> None:
@@ -160,7 +220,16 @@ class TestSpikes:
 
 
 @pytest.mark.parametrize(
-    ("values", "steady"), [([1, 2, 3, 5], 1), ([5, 3, 2, 1], -1), ([1, 5, 2, 4, 1.5], 0.2), ([1, 2], 0)]
+    ("values", "steady"),
+    [
+        ([1, 2, 3, 5], 1),
+        ([5, 3, 2, 1], -1),
+        ([1, 5, 2, 4, 1.5], 0.1),
+        ([1, 2], 0),
+        ([7, 7, 7, 7], 0),
+        ([1, 1, 1, 1, 2], 0.7071),
+        ([2, 1, 1, 1, 1], -0.7071),  # the same, seen from the other end
+    ],
 )
 def test_trends(values: list[float], steady: float) -> None:
-    assert rank_correlation(values) == pytest.approx(steady, abs=0.11)
+    assert rank_correlation(values) == pytest.approx(steady, abs=0.001)

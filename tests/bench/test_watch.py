@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vexport.bench import nvml, watch
+from vexport.bench import cgroup, nvml, watch
 from vexport.bench.nvml import Gpu, GpuState
 from vexport.bench.watch import Conditions, Reading, Watch, between, summarise, why_disturbed
 
@@ -36,8 +36,8 @@ def test_own_work_is_not_the_load_of_others() -> None:
 
 
 def test_a_system_that_tells_nothing_still_has_its_own_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("PROC", "CPUS", "CGROUP"):
-        monkeypatch.setattr(watch, name, tmp_path / "none")
+    for module, name in ((watch, "PROC"), (watch, "CPUS"), (cgroup, "ROOT")):
+        monkeypatch.setattr(module, name, tmp_path / "none")
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
     reader = Watch()
     found = between(reader.read(), reader.read())
@@ -60,8 +60,9 @@ def write_machine(folder: Path, *, busy: int, steal: int, throttled_us: int, mhz
 
 
 def test_counters_are_read_where_linux_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("PROC", "CPUS", "CGROUP"):
-        monkeypatch.setattr(watch, name, tmp_path)
+    for module, name in ((watch, "PROC"), (watch, "CPUS"), (cgroup, "ROOT")):
+        monkeypatch.setattr(module, name, tmp_path)
+    monkeypatch.setattr(cgroup, "OWN", tmp_path / "none")
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1}, raising=False)
     monkeypatch.setattr("os.sysconf", lambda _name: 100)
     clock = iter([0.0, 10.0])
@@ -79,7 +80,7 @@ def test_counters_are_read_where_linux_has_them(monkeypatch: pytest.MonkeyPatch,
     assert found.steal_s == pytest.approx(1)
     assert why_disturbed([found]) == [
         "throttling: the processor was slowed down for heat, 4 times",
-        "throttling: the container's limit held back 12% of the processor time",
+        "throttling: the container's limit held back 38% of the processor time asked for",
         "load: other processes kept 0.4 of 2 cores busy",
         "load: the virtual machine's host took 5% of the processor time",
     ]
@@ -91,8 +92,26 @@ def test_a_frequency_is_read_from_cpuinfo_where_there_is_no_driver(
     monkeypatch.setattr(watch, "PROC", tmp_path)
     monkeypatch.setattr(watch, "CPUS", tmp_path)
     (tmp_path / "cpuinfo").write_text("processor\t: 0\ncpu MHz\t\t: 2000.5\n\nprocessor\t: 1\ncpu MHz\t: 1000.5\n")
-    assert watch.cpu_mhz([0, 1]) == 1500.5
+    assert watch.cpu_mhz([0, 1]) == 2000.5
     assert watch.cpu_mhz([1]) == 1000.5
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\ncpu MHz\t\t: 2000.5\n\nprocessor\t: 4\ncpu MHz\t: 1000.5\n")
+    assert watch.cpu_mhz([4]) == 1000.5  # cores 1 to 3 are offline
+    assert watch.cpu_mhz([1]) is None
+
+
+def test_cores_that_rest_do_not_make_a_frequency(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One of four cores works, at 3 GHz; the others are at 800 MHz, or at 2 GHz since somebody used them."""
+    monkeypatch.setattr(watch, "PROC", tmp_path)
+    monkeypatch.setattr(watch, "CPUS", tmp_path)
+    seen = []
+    for resting in (800, 2000):
+        for index in range(4):
+            folder = tmp_path / f"cpu{index}" / "cpufreq"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "scaling_cur_freq").write_text(f"{3000 if index == 2 else resting}000\n", encoding="ascii")
+        seen.append(Conditions(1.0, 1.0, 4, cpu_mhz=watch.cpu_mhz(range(4))))
+    assert [one.cpu_mhz for one in seen] == [3000, 3000]
+    assert why_disturbed(seen) == []
 
 
 QUIET = Conditions(1.0, 1.0, 4, 0.1, 0.0, 3000.0, 0, 0.0)
@@ -107,6 +126,19 @@ QUIET = Conditions(1.0, 1.0, 4, 0.1, 0.0, 3000.0, 0, 0.0)
         # Ticks of 10 ms: one turn may look negative, all together do not.
         ([Conditions(0.1, 0.1, 1, -0.01), Conditions(0.1, 0.1, 1, 0.01)], []),
         ([QUIET, Conditions(1.0, 1.0, 4, 2.0)], ["load: other processes kept 1.1 of 4 cores busy"]),
+        # Of 64 cores three that others use are few, unless we use all the others.
+        ([Conditions(1.0, 4.0, 64, 3.0)], []),
+        ([Conditions(1.0, 61.0, 64, 3.0)], ["load: other processes kept 3.0 of 64 cores busy"]),
+        ([Conditions(1.0, 63.5, 64, 0.4)], []),
+        ([Conditions(1.0, 1.93, 2, 0.05)], []),
+        ([Conditions(1.0, 1.85, 2, 0.15)], ["load: other processes kept 0.1 of 2 cores busy"]),
+        # Two threads on a machine of 64 cores, at half of their speed by a limit.
+        (
+            [Conditions(10.0, 10.0, 64, 0.0, quota_s=10.0)],
+            ["throttling: the container's limit held back 50% of the processor time asked for"],
+        ),
+        ([Conditions(10.0, 10.0, 64, 0.0, quota_s=0.1)], []),
+        ([Conditions(10.0, 0.0, 64, 0.0, quota_s=0.0)], []),
         (
             [QUIET, Conditions(1.0, 1.0, 4, 0.1, cpu_mhz=2500.0)],
             ["frequency: the processor's clock lay between 2500 and 3000 MHz"],
@@ -125,8 +157,14 @@ QUIET = Conditions(1.0, 1.0, 4, 0.1, 0.0, 3000.0, 0, 0.0)
                 "throttling: the GPU's power cap in 2 of 3 rounds",
                 "throttling: the GPU's thermal slowdown by hardware in 1 of 3 rounds",
                 "load: 3 processes use the GPU",
+                "watch: the GPU told nothing of itself in 2 of 3 rounds",
             ],
         ),
+        (
+            [Conditions(1.0, 1.0, gpu=GpuState(1980)), Conditions(1.0, 1.0, gpu=GpuState(reasons=("idle",)))],
+            ["watch: the GPU told nothing of itself in 1 of 2 rounds"],
+        ),
+        ([Conditions(1.0, 1.0, gpu=GpuState()), Conditions(1.0, 1.0, gpu=GpuState())], []),  # it never did
     ],
 )
 def test_disturbances_in_words(conditions: list[Conditions], said: list[str]) -> None:
@@ -147,6 +185,14 @@ def test_a_summary_adds_up() -> None:
         [300, 300],
         {"power cap": 1},
     )
+
+
+def test_counters_that_stand_still_are_no_quiet_machine() -> None:
+    """Sandboxes show a /proc/stat that never changes: others would have taken minus our own time."""
+    found = summarise([Conditions(1.0, 0.9, 2, -0.9, 0.0), Conditions(1.0, 0.9, 2, -0.9, 0.0)])
+    assert (found["other_cores"], found["steal"], found["own_cores"]) == (None, None, 0.9)
+    told = summarise([Conditions(1.0, 0.9, 2, -0.01, 0.0)])
+    assert (told["other_cores"], told["steal"]) == (0, 0)
 
 
 def test_a_reason_at_either_end_of_a_turn_counts() -> None:
@@ -221,6 +267,25 @@ class TestGpu:
         }
         library.gone = True
         assert gpu.read().sm_mhz is None
+
+    def test_older_drivers_know_the_reasons_by_another_name(self) -> None:
+        class Older(FakeNvml):
+            def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:  # noqa: N802
+                raise self.NVMLError("Function Not Found")
+
+            def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
+                return 0x20
+
+        assert Gpu(Older(), "handle").read().reasons == ("thermal slowdown by software",)
+
+    def test_a_gpu_that_fails_costs_the_watch_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(_index: int) -> None:
+            raise RuntimeError("CUDA error: device not ready")
+
+        monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", fails)
+        assert nvml.open_gpu() == (None, "the GPU does not answer: CUDA error: device not ready")
 
     def test_it_is_found_by_uuid(self, monkeypatch: pytest.MonkeyPatch) -> None:
         library = FakeNvml()

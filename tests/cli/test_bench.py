@@ -12,6 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.bench.page_document import synthetic_document
+from vexport.pipeline.bench_compare import read_document
+
 from .conftest import Invoke
 
 RECIPE = """\
@@ -72,6 +75,7 @@ def test_a_recipe_with_a_file(invoke: Invoke, graph: Path, recipe: Path) -> None
     result = invoke("bench", recipe, graph, "--report", "page")
     assert result.exit_code == 0, result.output
     assert "onnxruntime CPU, FP32, batch 1, 3x8x8" in result.stdout
+    assert "publ. A100 PyTorch ms" in result.stdout
     assert "raw samples: vexport-out/bench/mine/bench.json" in result.stdout
     assert "report: page/report.html" in result.stdout
     assert "1 cell in 1 group: about " in result.stderr
@@ -165,10 +169,112 @@ def test_a_share_that_is_none(invoke: Invoke, measured: Path) -> None:
 
 
 def test_a_document_that_is_none(invoke: Invoke, folder: Path) -> None:
-    (folder / "list.json").write_text("[]")
-    (folder / "old.json").write_text('{"schema": 1, "tool": "vexport"}')
-    (folder / "cut.json").write_text("{")
-    for name in ("list.json", "old.json", "cut.json"):
+    documents = {
+        "list.json": ("[]", "give a bench.json"),
+        "old.json": ('{"schema": 1, "tool": "vexport"}', "measure again"),
+        "new.json": ('{"schema": 3, "tool": "vexport"}', "a newer vexport wrote it"),
+        "cut.json": ("{", "give a bench.json"),
+    }
+    for name, (text, hint) in documents.items():
+        (folder / name).write_text(text)
         result = invoke("bench", name)
         assert result.exit_code == 1, result.output
         assert f"error: {name}" in result.stderr
+        assert hint in result.stderr
+
+
+NEEDED = {"schema", "tool", "baseline", "groups"}
+NEEDED_OF_GROUP = {"backend", "precision", "batch", "input_size", "rows"}
+NEEDED_OF_ROW = {"network", "artifact_sha256", "median_ms", "samples_ns", "ratio", "p90_ms", "p99_ms"}
+
+
+@pytest.fixture
+def old(folder: Path) -> Path:
+    """A document of the schema's first days: what the schema does not ask for is not there."""
+    full = synthetic_document(rounds=6, calls=5)
+    for group in full["groups"]:
+        group["rows"] = [{key: row[key] for key in NEEDED_OF_ROW | {"error"} if key in row} for row in group["rows"]]
+        group["rows"][0]["published_top1"] = 79.8
+    full["groups"] = [{key: group[key] for key in NEEDED_OF_GROUP} for group in full["groups"]]
+    (folder / "early.json").write_text(json.dumps({key: full[key] for key in NEEDED}))
+    return Path("early.json")
+
+
+def test_an_early_document_is_read_and_concluded_anew(invoke: Invoke, old: Path) -> None:
+    result = invoke("bench", old, "--report", "page", "--compare", old)
+    assert result.exit_code == 0, result.output
+    assert "vanillanet_9" in result.stdout
+    assert "slower than floating point" not in result.stdout
+    assert "INT8 in onnxruntime CPU is faster, but its accuracy is not known" in result.stdout
+    page = Path("page/report.html").read_text()
+    assert "7.64" in page, "the paper's figure of a network that the document calls published"
+    assert "2.91" not in page, "no word of VanillaNet-9 being the published one"
+    table = result.stdout[result.stdout.index("onnxruntime CPU, INT8") :]
+    assert "x its FP32" in table
+    assert "publ. A100 PyTorch ms" in table
+
+
+def test_a_document_of_today_is_read_as_it_is(measured: Path) -> None:
+    assert read_document(measured) == json.loads(measured.read_text())
+
+
+@pytest.mark.parametrize("field", ["environment", "device", "label", "notes", "samples_ns", "run", "accuracy"])
+def test_no_field_that_the_schema_spares_is_missed(field: str, invoke: Invoke, folder: Path) -> None:
+    document = synthetic_document(rounds=5, calls=3)
+    document["groups"] = document["groups"][:1]
+    rows = document["groups"][0]["rows"] = document["groups"][0]["rows"][2:4]
+    for part in (document, *document["groups"], *rows):
+        part.pop(field, None)
+    (folder / "some.json").write_text(json.dumps(document))
+    result = invoke("bench", "some.json", "--report", "page")
+    assert result.exit_code == 0, result.output
+    assert "62." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (KeyboardInterrupt(), "interrupted: nothing was left half-written"),
+        (
+            KeyboardInterrupt("1 of 4 groups are in bench.json; go on with: vexport bench quick --resume"),
+            "interrupted: 1 of 4 groups are in bench.json; go on with: vexport bench quick --resume",
+        ),
+    ],
+    ids=["with nothing", "with a way on"],
+)
+def test_ctrl_c_says_one_thing(
+    stop: KeyboardInterrupt, said: str, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vexport.pipeline import bench as pipeline
+
+    def measure(*_: object, **__: object) -> None:
+        raise stop
+
+    monkeypatch.setattr(pipeline, "measure_recipe", measure)
+    result = invoke("bench", "quick")
+    assert result.exit_code == 130
+    assert [line for line in result.stderr.splitlines() if "interrupted" in line] == [said]
+
+
+def test_ctrl_c_between_two_groups_says_how_to_go_on_and_no_more(
+    invoke: Invoke, graph: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vexport.pipeline import bench_measure
+
+    done = []
+    real = bench_measure.measure_group
+
+    def measure(*args: Any, **options: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(real(*args, **options))
+        return done[0]
+
+    monkeypatch.setattr(bench_measure, "measure_group", measure)
+    monkeypatch.setattr("sys.argv", ["vexport", "bench", "mine.yaml", "tiny.onnx"])
+    result = invoke("bench", recipe, graph, "--set", "batches=[1, 2]")
+    assert result.exit_code == 130, result.output
+    (said,) = [line for line in result.stderr.splitlines() if "interrupted" in line]
+    assert said.startswith("interrupted: 1 of 2 groups are in ")
+    assert said.endswith("bench.json; go on with: vexport bench mine.yaml tiny.onnx --resume")
+    assert "half-written" not in result.stderr

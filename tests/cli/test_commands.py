@@ -25,7 +25,7 @@ from .conftest import Invoke, Save, State, files_of
 
 OUT = Path("vexport-out")
 DEPLOYED, GRAPH = OUT / "ckpt.deploy.safetensors", OUT / "ckpt.onnx"
-COMMANDS = ("models", "fuse", "onnx", "quantize", "check", "eval", "bench")
+COMMANDS = ("models", "fuse", "onnx", "quantize", "check", "eval", "bench", "ablate", "explain")
 
 
 def done(result: Result) -> Result:
@@ -285,8 +285,6 @@ def test_help(invoke: Invoke, command: str, flag: str) -> None:
 def test_the_list_of_commands(invoke: Invoke) -> None:
     listed = invoke("--help").stdout
     assert all(command in listed for command in COMMANDS)
-    later = ("ablate", "explain")
-    assert not any(f" {command} " in listed for command in later), "a command that is not built is not listed"
 
 
 def test_version(invoke: Invoke) -> None:

@@ -119,10 +119,35 @@ def test_the_steps_of_an_engine(small_checkpoint: Path, tmp_path: Path, cuda_gra
         pytest.skip("no TensorRT is installed")
     engine = build_engine(path, workspace=workspace, runtime=runtime, options=BuildOptions("fp16")).artifact.path
     x, other = random_batches(SIZE, (2, 2))
-    with open_runner(engine, backend="tensorrt", cuda_graph=cuda_graph) as runner:
+    with open_runner(engine, backend=runtime, cuda_graph=cuda_graph) as runner:
         work = prepare(runner, x)
         assert work is not None
         hold_together(runner, work, x, other)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_tensorrt_in_onnx_runtime_takes_typed_graphs(dtype: str, graph: Path, tmp_path: Path) -> None:
+    from vexport.pipeline.bench_artifacts import quantize_for_latency
+    from vexport.pipeline.convert import convert_graph
+    from vexport.pipeline.graphs import find_graph
+
+    if reason := BACKENDS["onnxruntime-tensorrt"].why_not_here():
+        pytest.skip(reason)
+    workspace = Workspace(tmp_path / "typed")
+    if dtype == "fp16":
+        typed = convert_graph(find_graph(graph, workspace=workspace), "fp16", workspace=workspace).artifact.path
+    else:
+        typed = quantize_for_latency(graph, workspace, SIZE[1])[0].path
+    batches = random_batches(SIZE, (2, 2))
+    with open_runner(typed, backend="onnxruntime-tensorrt") as runner, open_runner(typed) as reference:
+        assert compare(reference, runner, batches, HALF if dtype == "fp16" else 0.2).passed
+        assert CPU_PROVIDER not in (runner.describe()["nodes_by_provider"] or {})
+
+
+def test_a_gpu_that_is_asked_answers() -> None:
+    from vexport.run.cuda import why_gpu_fails
+
+    assert why_gpu_fails() is None
 
 
 def test_a_gpu_without_memory_is_an_engine_error(small_checkpoint: Path) -> None:

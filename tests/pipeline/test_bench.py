@@ -6,107 +6,28 @@ import errno
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
+from tests.pipeline.tiny_bench import QUICK, SIZE, FixedPeaks, folder_of_images, groups_of, read, recipe, tiny_graph
 from vexport.artifacts import Checkpoint
 from vexport.bench.clock import Clock
 from vexport.bench.page import validate
-from vexport.bench.peak import PeakRates, Rate
 from vexport.errors import InputError, RecipeError, WorkspaceError
-from vexport.pipeline import bench_matrix, bench_session
+from vexport.pipeline import bench_measure, bench_roofline
 from vexport.pipeline.bench import load_recipe, measure_latency, measure_recipe
 from vexport.pipeline.bench_artifacts import Artifacts, Made, quantize_for_latency
-from vexport.pipeline.bench_matrix import OFFERS, Cell, count_network, plan_groups, split_large
+from vexport.pipeline.bench_count import count_network
+from vexport.pipeline.bench_make import Maker
+from vexport.pipeline.bench_matrix import OFFERS, Cell, plan_groups, split_large
 from vexport.pipeline.bench_run import Estimate, GroupStore, group_key, not_run
 from vexport.pipeline.export import export_graph
-from vexport.recipe.bench import BenchRecipe, ClockSection
 from vexport.run.backends import BACKENDS
 from vexport.workspace import Workspace, hash_file, read_manifest
-
-SIZE = 32
-QUICK = ClockSection(warmup_s=0.0, warmup_most_s=0.0, duration_s=0.05, least_count=5, rounds=5)
-
-
-def tiny_graph(path: Path, channels: int = 4) -> Path:
-    """Two convolutions, a pool and a row of scores; batch, height and width are open."""
-    rng = np.random.default_rng(channels)
-    shapes = {"w1": (channels, 3, 3, 3), "w2": (10, channels, 1, 1)}
-    weights = [numpy_helper.from_array(rng.standard_normal(s, dtype=np.float32), name) for name, s in shapes.items()]
-    nodes = [
-        helper.make_node("Conv", ["input", "w1"], ["a"], "conv1"),
-        helper.make_node("Relu", ["a"], ["b"], "relu"),
-        helper.make_node("Conv", ["b", "w2"], ["c"], "conv2"),
-        helper.make_node("GlobalAveragePool", ["c"], ["d"], "pool"),
-        helper.make_node("Flatten", ["d"], ["logits"], "flatten"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
-        weights,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return path
-
-
-@dataclass(frozen=True)
-class FixedPeaks:
-    """In place of measuring, which takes a while."""
-
-    precisions: tuple[str, ...]
-    threads: int | None = None
-
-    def __call__(self) -> PeakRates:
-        return PeakRates("Example", 1, {name: Rate(name, (1e11,)) for name in self.precisions}, Rate("copy", (1e10,)))
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "out")
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Path]:
-    """Named networks become tiny graphs; the broken one is no graph at all."""
-    files: dict[str, Path] = {}
-
-    def graph(_self: Artifacts, network: str, precision: str, _size: int) -> Made:
-        path = tmp_path / "made" / f"{network}.{precision}.onnx"
-        if path.exists():
-            pass
-        elif network == "resnet18":
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(b"no graph")
-        else:
-            tiny_graph(path, 4 + len(files))
-        files[path.name] = path
-        return Made(path, path.name, hash_file(path), path.stat().st_size, "random", ("a note",))
-
-    monkeypatch.setattr(Artifacts, "graph", graph)
-    return files
-
-
-def recipe(**changes: Any) -> BenchRecipe:
-    plain = {"name": "tiny", "networks": ("vanillanet_9", "resnet50"), "sizes": (SIZE,), "clock": QUICK}
-    return BenchRecipe(**{**plain, "roofline": False, **changes})
-
-
-def read(out: Workspace, name: str = "tiny") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out.root / "bench" / name / "bench.json").read_text())
-    return found
-
-
-def groups_of(out: Workspace) -> list[Path]:
-    return sorted((out.root / "bench" / "tiny").glob("group-*.json"))
 
 
 def test_a_matrix_of_groups_is_measured_and_written(out: Workspace, made: dict[str, Path]) -> None:
@@ -168,6 +89,7 @@ def test_a_cell_that_fails_costs_itself_alone(out: Workspace, made: dict[str, Pa
     assert any(said.startswith("ResNet-18 failed at FP32") for said in outcome.verdicts)
 
 
+@pytest.mark.usefixtures("here")
 def test_what_cannot_be_made_keeps_its_place(out: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_self: Artifacts, network: str, *_: object) -> Made:
         raise InputError(f"no {network}", details=["a reason"], hint="none")
@@ -185,7 +107,7 @@ def test_a_missing_backend_is_shown_as_such(
     out: Workspace, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason = "the package 'openvino' is not installed"
-    monkeypatch.setattr(bench_session, "why_not_here", lambda name: reason if name == "openvino" else None)
+    monkeypatch.setattr(bench_measure, "why_not_here", lambda name, _: reason if name == "openvino" else None)
     told: list[str] = []
     outcome = measure_recipe(recipe(backends=("openvino", "onnxruntime")), workspace=out, tell=told.append)
     assert made
@@ -200,7 +122,7 @@ def test_a_missing_backend_is_shown_as_such(
 def interrupted_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Cell]]:
     """Ctrl-C when so many groups are done; the groups that were measured."""
     measured: list[Sequence[Cell]] = []
-    real = bench_session.measure_group
+    real = bench_measure.measure_group
 
     def measure(cells: Sequence[Cell], *args: Any, **options: Any) -> Any:
         if len(measured) == count:
@@ -208,7 +130,7 @@ def interrupted_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[Seque
         measured.append(cells)
         return real(cells, *args, **options)
 
-    monkeypatch.setattr(bench_session, "measure_group", measure)
+    monkeypatch.setattr(bench_measure, "measure_group", measure)
     return measured
 
 
@@ -330,9 +252,7 @@ def test_files_stand_beside_the_networks_of_a_recipe(out: Workspace, made: dict[
 def test_the_roofline_stands_beside_the_latency(
     out: Workspace, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vexport.bench import cell
-
-    monkeypatch.setattr(cell, "MeasurePeaks", FixedPeaks)
+    monkeypatch.setattr(bench_roofline, "MeasurePeaks", FixedPeaks)
     outcome = measure_recipe(recipe(roofline=True, networks=("vanillanet_9",)), workspace=out)
     assert made
     validate(outcome.document)
@@ -369,13 +289,7 @@ def test_published_accuracy_is_that_of_floating_point_at_the_published_size(
 
 
 def test_accuracy_is_measured_on_trained_artifacts_only(out: Workspace, made: dict[str, Path], tmp_path: Path) -> None:
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for label in range(10):
-        folder = tmp_path / "images" / str(label)
-        folder.mkdir(parents=True)
-        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / "a.png")
+    folder_of_images(tmp_path / "images")
     own = tiny_graph(tmp_path / "own.onnx", 9)
     outcome = measure_recipe(recipe(networks=("resnet50",)), [own], workspace=out, data=tmp_path / "images")
     assert made
@@ -387,8 +301,6 @@ def test_accuracy_is_measured_on_trained_artifacts_only(out: Workspace, made: di
 def test_in_one_process_the_same_document_comes_out(
     out: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from functools import partial
-
     from vexport.bench import clock
 
     monkeypatch.setattr(clock, "Clock", partial(Clock, warmup_s=0.01, least_count=5, rounds=2))
@@ -406,8 +318,6 @@ def test_in_one_process_the_same_document_comes_out(
 
 def test_the_forms_of_one_network(out: Workspace, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the quickstart measures them; the network behind a graph is not measured twice."""
-    from functools import partial
-
     from vexport.bench import clock
 
     monkeypatch.setattr(clock, "Clock", partial(Clock, warmup_s=0.01, least_count=5, rounds=2))
@@ -430,18 +340,20 @@ def test_the_forms_of_one_network(out: Workspace, small_checkpoint: Path, monkey
 def test_the_int8_graph_for_latency(tmp_path: Path) -> None:
     source = tiny_graph(tmp_path / "tiny.random.onnx")
     workspace = Workspace(tmp_path / "made")
-    found = quantize_for_latency(source, workspace, SIZE)
+    found, was_there = quantize_for_latency(source, workspace, SIZE)
+    assert not was_there
     assert found.path.name == "tiny.random.latency.int8.onnx"
     assert found.facts["notes"][0].startswith("for latency only: INT8 ranges of noise images")
     assert found.facts["notes"][1] == "INT8: 2 of 2 convolutions"
     assert found.precision == "int8"
     before = found.path.stat().st_mtime_ns
-    assert quantize_for_latency(source, workspace, SIZE).path.stat().st_mtime_ns == before
+    again, was_there = quantize_for_latency(source, workspace, SIZE)
+    assert was_there
+    assert again.path.stat().st_mtime_ns == before
 
 
 def test_the_estimate_learns_from_what_is_done() -> None:
-    clock = Clock(warmup_s=1, duration_s=5, rounds=10, settle_s=0)
-    estimate = Estimate([(2, False), (2, False), (4, False)], clock)
+    estimate = Estimate([20, 20, 40])
     assert estimate.rest_s() == 80
     estimate.finish(40)
     assert estimate.rest_s() == 120, "twice as slow as planned"
@@ -475,7 +387,7 @@ def test_only_what_goes_together_is_planned() -> None:
     assert OFFERS.keys() == BACKENDS.keys()
 
 
-@pytest.mark.parametrize("name", ["quick", "paper_cpu", "paper_gpu"])
+@pytest.mark.parametrize("name", ["quick", "paper_cpu", "paper_a100", "paper_gpu", "throughput_gpu"])
 def test_shipped_recipes(name: str) -> None:
     from vexport.recipe.load import find_recipe
 
@@ -516,5 +428,6 @@ def test_counted_as_published() -> None:
     assert count_network("repvgg_a0", (3, 224, 224))["depth"] == 23
 
 
-def test_why_a_backend_is_not_here_is_asked_of_the_table() -> None:
-    assert bench_matrix.why_not_here("onnxruntime") is None
+def test_why_a_backend_is_not_here_is_asked_of_the_table(out: Workspace) -> None:
+    with closing(Maker(out)) as maker:
+        assert bench_measure.why_not_here("onnxruntime", maker) is None

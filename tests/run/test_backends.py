@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -72,7 +72,7 @@ def test_kinds_by_suffix() -> None:
     kinds = [kind_of(Path(name)) for name in ("a.onnx", "a.ENGINE", "a.plan", "a.safetensors", "a.pth")]
     assert kinds == ["graph", "engine", "engine", "checkpoint", "checkpoint"]
     assert "openvino" in backends_for("graph")
-    assert backends_for("engine") == ["tensorrt"]
+    assert backends_for("engine") == ["tensorrt", "tensorrt-rtx"]
 
 
 def test_refuses_names_and_artifacts_that_do_not_fit(graph: Path, checkpoint: Path) -> None:
@@ -130,6 +130,22 @@ def test_a_network_that_does_not_become_one_graph_is_refused() -> None:
     assert runner.describe()["compiled"]["compile_s"] == {}
 
 
+def test_compiling_starts_no_processes_of_its_own() -> None:
+    """They would stay in the background of what is timed, one per core for each network that is held open."""
+    from torch._inductor import config
+
+    runner, seen = CompiledRunner(tiny_module(), SIZE, name="tiny"), list[int]()
+    real = tiny_module()
+
+    def compiled(x: torch.Tensor) -> torch.Tensor:
+        seen.append(config.compile_threads)
+        return real(x)
+
+    before, runner._compiled = config.compile_threads, compiled
+    runner(images(1, *SIZE))
+    assert (seen, config.compile_threads) == ([1], before)
+
+
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(InputError, match="the backend torch-compile cannot run here") as caught:
@@ -164,3 +180,82 @@ def test_more_compiled_forms_than_a_process_holds_are_refused_not_run_eagerly() 
         with pytest.raises(InputError, match="cannot compile tiny for 4x3x8x8") as caught:
             runner(images(4, *SIZE))
     assert "several processes" in caught.value.hint
+
+
+def test_an_engine_belongs_to_one_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vexport.artifacts import Manifest
+    from vexport.run import backends
+    from vexport.run.backends import choose_backend, engine_backend
+    from vexport.workspace import manifest_path
+
+    rtx, classic = tmp_path / "a.engine", tmp_path / "b.plan"
+    rtx.write_bytes(b"vtrt" + bytes(8))
+    classic.write_bytes(b"ftrt" + bytes(8))
+    assert [engine_backend(path) for path in (rtx, classic)] == ["tensorrt-rtx", "tensorrt"]
+    assert choose_backend(rtx, None).name == "tensorrt-rtx"
+    assert engine_backend(tmp_path / "nothing.engine") == "tensorrt"
+    manifest = Manifest("engine", "ab", 12, None, {}, {"runtime": {"name": "tensorrt-rtx"}}, versions={})
+    manifest_path(classic).write_text(json.dumps(manifest.to_json()))
+    assert engine_backend(classic) == "tensorrt-rtx", "what its manifest says comes first"
+    monkeypatch.setattr(backends, "_no_tensorrt", lambda _: None)
+    with pytest.raises(InputError, match=r"a\.engine is an engine of tensorrt-rtx, not of tensorrt") as caught:
+        choose_backend(rtx, "tensorrt")
+    assert caught.value.hint == "take the backend tensorrt-rtx"
+
+
+def test_a_tensorrt_that_is_missing_is_told_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    reason = BACKENDS["tensorrt"].why_not_here()
+    assert reason is not None
+    assert "pip install 'vexport[trt]'" in reason
+
+
+def qdq_graph() -> onnx.ModelProto:
+    from vexport.graph.quantize import conv_inputs, conv_nodes, quantize
+
+    model = tiny_graph()
+    for index, node in enumerate(model.graph.node):
+        node.name = f"n{index}"
+    return quantize(model, dict.fromkeys(conv_inputs(model, conv_nodes(model)), 4.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "types", "flags"),
+    [
+        (tiny_graph(), set(), {}),
+        (tiny_graph(dtype=onnx.TensorProto.FLOAT16), {"fp16"}, {"trt_fp16_enable": "1"}),
+        (qdq_graph(), {"int8"}, {"trt_int8_enable": "1"}),
+    ],
+)
+def test_tensorrt_is_told_the_types_of_a_graph(
+    model: onnx.ModelProto, types: set[str], flags: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its flags the builder refuses Q/DQ nodes, and computes an FP16 graph in FP32."""
+    import onnxruntime as ort
+
+    from vexport.run.ort import CUDA, TENSORRT, OrtRunner
+    from vexport.run.ort_session import graph_types, provider_options
+
+    path = tmp_path / "x.onnx"
+    onnx.save(model, path)
+    assert graph_types(path) == graph_types(model.SerializeToString()) == types
+    assert provider_options([TENSORRT, CPU], types) == [(TENSORRT, flags), (CPU, {})]
+    assert provider_options([CUDA], types) == [(CUDA, {"use_tf32": "1"})]
+    given: list[Any] = []
+
+    def start(_source: object, _options: object, *, providers: Any, **_: object) -> Any:
+        given.extend(providers)
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    monkeypatch.setattr(ort, "InferenceSession", start)
+    with pytest.raises(InputError, match="does not use TensorrtExecutionProvider"):
+        OrtRunner(path, providers=[TENSORRT])
+    assert given == [(TENSORRT, flags)]
+
+
+def test_what_is_no_graph_has_no_types(tmp_path: Path) -> None:
+    from vexport.run.ort_session import graph_types
+
+    assert graph_types(b"no graph") == frozenset()
+    assert graph_types(tmp_path / "nothing.onnx") == frozenset()

@@ -13,7 +13,7 @@ import torch
 
 from vexport.errors import EngineError
 from vexport.run import cuda
-from vexport.run.cuda import WARMUP_LAUNCHES, Lane, Lanes, gpu_error, prepared, why_no_gpu
+from vexport.run.cuda import WARMUP_LAUNCHES, Lane, Lanes, gpu_error, prepared, why_gpu_fails, why_no_gpu
 
 from .tiny import SIZE, images
 
@@ -188,3 +188,19 @@ def test_the_reason_without_a_gpu_is_one_line() -> None:
     reason = why_no_gpu()
     assert reason
     assert "\n" not in reason
+
+
+def test_a_gpu_that_is_asked_computes(fake: FakeTorch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "why_no_gpu", lambda: "no GPU is visible")
+    assert why_gpu_fails() == "no GPU is visible"
+    monkeypatch.setattr(cuda, "why_no_gpu", lambda: None)
+    fake.ones = lambda count, device: torch.ones(count)  # type: ignore[attr-defined]
+    assert why_gpu_fails() is None
+    fake.ones = lambda count, device: torch.zeros(count)  # type: ignore[attr-defined]
+    assert why_gpu_fails() == "it adds up 1024 ones to 0"
+
+    def fails(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device lost\nmore")
+
+    fake.ones = fails  # type: ignore[attr-defined]
+    assert why_gpu_fails() == "CUDA error: device lost"

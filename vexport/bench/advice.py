@@ -1,24 +1,30 @@
 """What follows from all groups together: what to pick on this device, and where INT8 does not pay.
 
-Rows of different groups took no turns with each other. Where they are compared all the same, the interval is that of
-two runs one after the other, which a load that comes and goes can shift; the sentences say so.
+It is drawn from the groups as the document has them: one that is read again is judged by the rules of today.
 
-Accuracies on ImageNet's 50,000 validation images have an error of their own. Two that differ by less than what so many
-images tell apart count as equal.
+Rows of different groups took no turns with each other. Where they are compared all the same, the interval is that of
+two runs one after the other, which a load that comes and goes can shift; the sentences say so. Which accuracies count
+as equal says `vexport.bench.accuracy`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from vexport.bench.accuracy import Top1, is_as_accurate, pareto_front
 from vexport.bench.clock import Samples, ratio
-from vexport.bench.report import Row
+from vexport.bench.report import relation, times, times_span
 from vexport.bench.statistics import Ratio
 
-IMAGES = 50_000
 FLOATING = ("FP32", "FP16", "BF16")
+SUBJECT = "VanillaNet"
+_INT8_WORDS = (
+    "is slower than floating point, so there is no reason for it",
+    "cannot be told apart from floating point, so there is no reason for it",
+    "is faster, but its accuracy is not known, so it is not picked (trained weights and --data DIR tell it)",
+)
 
 
 @dataclass(frozen=True)
@@ -26,177 +32,251 @@ class Option:
     """A row as something to pick.
 
     Args:
-        row: Its figures.
-        samples: Behind them.
+        network: Its name.
+        title: For people.
+        family: Of the network.
         device: What it ran on.
         backend: Its name, the same for all precisions of one backend.
-        family: Of the network.
-        top1: Accuracy in per cent; None where it is not known.
-        images: That it was measured on; None: ImageNet's validation images, as published.
+        backend_title: For people.
+        precision: `FP32` ...
+        batch: Images per call.
+        input_size: C, H and W.
+        samples: Of its calls.
+        group: Options of one group took turns with each other.
+        accuracy: None where it is not known.
+        published: Whether that is a published one.
     """
 
-    row: Row
-    samples: Samples
+    network: str
+    title: str
+    family: str
     device: str
     backend: str
-    family: str
-    top1: float | None
-    images: int | None = None
+    backend_title: str
+    precision: str
+    batch: int
+    input_size: tuple[int, int, int]
+    samples: Samples
+    group: int
+    accuracy: Top1 | None = None
+    published: bool = False
 
     @property
     def usable(self) -> bool:
-        return self.row.error is None and self.row.median_ms > 0
+        return self.samples.error is None and self.median_ms > 0
+
+    @property
+    def median_ms(self) -> float:
+        return self.samples.median_ms
 
     @property
     def place(self) -> tuple[object, ...]:
         """Only options of one place are alternatives."""
-        return (self.device, self.row.batch, self.row.input_size)
+        return (self.device, self.batch, self.input_size)
 
     @property
     def how(self) -> str:
-        told = self.row.precision in self.row.backend.upper().split()
-        return self.row.backend if told else f"{self.row.backend} {self.row.precision}"
+        told = self.precision in self.backend_title.upper().split()
+        return self.backend_title if told else f"{self.backend_title} {self.precision}"
 
     @property
     def named(self) -> str:
-        top1 = f", {self.top1:.2f} %" if self.top1 is not None else ""
-        return f"{self.row.title} ({self.how}{top1}, {_ms(self.row.median_ms)})"
+        source = " published" if self.published else ""
+        top1 = f", {self.accuracy.percent:.2f} %{source}" if self.accuracy is not None else ""
+        return f"{self.title} ({self.how}{top1}, {_ms(self.median_ms)})"
 
 
-def advise(options: Sequence[Option]) -> list[str]:
-    """Sentences over groups.
+@dataclass(frozen=True)
+class Instead:
+    """What to take in place of a network that something else beats at its accuracy.
+
+    Args:
+        own: The network's fastest form.
+        text: The sentence.
+    """
+
+    own: Option
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        own = self.own
+        return {
+            "network": own.network,
+            "device": own.device,
+            "batch": own.batch,
+            "input_size": list(own.input_size),
+            "text": self.text,
+        }
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a document says over its groups.
+
+    Args:
+        sentences: For every device, batch and size: what to pick, what to take instead of each VanillaNet that is
+            beaten, and where INT8 does not pay.
+        instead: The second of these, with the networks that they are about.
+        beside_float: INT8 options by their places, each with its network's fastest floating-point form in the same
+            backend, and its time by that one's.
+    """
+
+    sentences: tuple[str, ...]
+    instead: tuple[Instead, ...]
+    beside_float: Mapping[int, tuple[Option, Ratio]]
+
+
+def conclude(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a document says over its groups.
+
+    Args:
+        groups: As they stand in the document, without conclusions or with earlier ones.
+
+    Returns:
+        Parts of the document: `groups`, whose INT8 rows stand beside floating point, `advice` and `instead`.
+    """
+    options = [_option(index, group, row) for index, group in enumerate(groups) for row in group["rows"]]
+    advice = advise(options)
+    places = iter(range(len(options)))
+    concluded = [
+        {**group, "rows": [{**row, "against_float": _to_json(advice.beside_float.get(next(places)))}
+                           for row in group["rows"]]}
+        for group in groups
+    ]  # fmt: skip
+    instead = [one.to_json() for one in advice.instead]
+    return {"groups": concluded, "advice": list(advice.sentences), "instead": instead}
+
+
+def _to_json(beside: tuple[Option, Ratio] | None) -> dict[str, Any] | None:
+    return {"precision": beside[0].precision, **beside[1].to_json()} if beside else None
+
+
+def _option(index: int, group: Mapping[str, Any], row: Mapping[str, Any]) -> Option:
+    accuracy = row.get("accuracy")
+    return Option(
+        network=row["network"],
+        title=row.get("label") or row["network"],
+        family=row.get("family") or "others",
+        device=group.get("device") or "this device",
+        backend=row.get("backend_name") or group["backend"],
+        backend_title=group["backend"],
+        precision=group["precision"],
+        batch=group["batch"],
+        input_size=tuple(group["input_size"]),
+        samples=Samples(row["network"], tuple(tuple(part) for part in row.get("samples_ns") or ()), row.get("error")),
+        group=index,
+        accuracy=Top1(accuracy["top1_percent"], accuracy.get("images")) if accuracy else None,
+        published=accuracy is not None and accuracy["source"] == "published",
+    )
+
+
+def advise(options: Sequence[Option]) -> Advice:
+    """What to pick, and what not.
 
     Args:
         options: All rows of a document.
-
-    Returns:
-        For every device, batch and size: what to pick, what to take instead of each VanillaNet that is beaten, and
-        where INT8 is no faster.
     """
-    said = []
-    usable = [option for option in options if option.usable]
-    for place in dict.fromkeys(option.place for option in usable):
-        here = [option for option in usable if option.place == place]
-        slow = [option for option in here if option.row.precision == "INT8" and not _int8_pays(option, here)]
-        kept = [option for option in here if option not in slow]
-        where = (
-            f"On {here[0].device}, batch {here[0].row.batch}, {'x'.join(str(n) for n in here[0].row.input_size[1:])}"
-        )
-        said += _picks(kept, where)
-        said += _instead(kept, where)
-        said += _int8(slow, here, where)
-        said += _unproven(kept, here, where)
-    return said
+    beside = {index: found for index, option in enumerate(options) if (found := _beside_float(option, options))}
+    usable = [(index, option) for index, option in enumerate(options) if option.usable]
+    places = list(dict.fromkeys(option.place for _, option in usable))
+    said, instead = list[str](), list[Instead]()
+    for place in places:
+        here = [(index, option) for index, option in usable if option.place == place]
+        int8 = [(option, *beside[index]) for index, option in here if index in beside]
+        kept = [option for index, option in here if index not in beside or beside[index][1].high < 1]
+        picks, beaten = _picks(kept), _instead(kept)
+        lines = [*(one.text for one in beaten), *_int8(int8)]
+        _, first = here[0]
+        on = f"On {first.device}, batch {first.batch}, {'x'.join(str(side) for side in first.input_size[1:])}: "
+        # One place is named once, several with every sentence.
+        said += [on + line for line in picks] + [line if len(places) == 1 and picks else on + line for line in lines]
+        instead += beaten
+    return Advice(tuple(said), tuple(instead), beside)
 
 
 def front(options: Sequence[Option]) -> list[Option]:
-    """The options that no other beats in latency at about their accuracy, fastest first."""
-    known = sorted((o for o in options if o.top1 is not None), key=lambda option: option.row.median_ms)
-    best: list[Option] = []
-    for option in known:
-        if not best or (option.top1 or 0) > (best[-1].top1 or 0) + margin_points(best[-1]):
-            best.append(option)
-    return best
+    """The options that no other beats in latency at their accuracy, fastest first."""
+    known = [(option, option.accuracy) for option in options if option.accuracy is not None]
+    places = pareto_front([(option.median_ms, accuracy) for option, accuracy in known])
+    return [known[place][0] for place in places]
 
 
-def margin_points(option: Option) -> float:
-    """Half the 95 % interval of an accuracy, in percentage points."""
-    share = min(max((option.top1 or 0) / 100, 0.0), 1.0)
-    return 196 * math.sqrt(share * (1 - share) / (option.images or IMAGES))
-
-
-def _picks(options: Sequence[Option], where: str) -> list[str]:
+def _picks(options: Sequence[Option]) -> list[str]:
     best = front(options)
-    if len(best) < 2 and len({option.row.network for option in options}) < 2:
+    if len(best) < 2 and len({option.network for option in options}) < 2:
         return []
     if not best:
-        return [f"{where}: no accuracy is known, so there is nothing to pick by."]
-    return [f"{where}, pick by accuracy and latency: {'; '.join(option.named for option in best)}."]
+        return ["no accuracy is known, so there is nothing to pick by."]
+    return [f"pick by accuracy and latency: {'; '.join(option.named for option in best)}."]
 
 
-def _instead(options: Sequence[Option], where: str) -> list[str]:
-    """What to take in place of a VanillaNet that something else beats at about its accuracy."""
+def _instead(options: Sequence[Option]) -> list[Instead]:
+    """What to take in place of a VanillaNet that something else beats at its accuracy."""
     said = []
-    for network in dict.fromkeys(o.row.network for o in options if o.family == "VanillaNet" and o.top1 is not None):
-        own = min((o for o in options if o.row.network == network and o.top1 is not None), key=_latency)
+    for network in dict.fromkeys(o.network for o in options if o.family == SUBJECT and o.accuracy is not None):
+        own = min((o for o in options if o.network == network and o.accuracy is not None), key=_latency)
+        assert own.accuracy is not None
         rivals = [
-            other
+            (other, found)
             for other in options
-            if other.family != own.family
-            and other.top1 is not None
-            and other.top1 >= (own.top1 or 0) - margin_points(own)
+            if other.family != SUBJECT
+            and other.accuracy is not None
+            and is_as_accurate(other.accuracy, own.accuracy)
             and (found := _by(own, other)) is not None
             and found.low > 1
         ]
         if rivals:
-            rival = min(rivals, key=_latency)
-            found = _by(own, rival)
-            assert found is not None
-            turns = "in turns" if own.row.comparable == rival.row.comparable else "one after the other"
+            rival, found = min(rivals, key=lambda pair: pair[0].median_ms)
+            assert rival.accuracy is not None
+            turns = "in turns" if own.group == rival.group else "one after the other"
+            level = "its accuracy" if is_as_accurate(own.accuracy, rival.accuracy) else "less accuracy"
             said.append(
-                f"{where}: instead of {own.named} take {rival.named}. {own.row.title} takes {found.value:.2f}x its "
-                f"time ({found.low:.2f} to {found.high:.2f}, measured {turns}) at about the same accuracy or less."
+                Instead(
+                    own,
+                    f"Instead of {own.named} take {rival.named}: {own.title} has {level} and is {relation(found)}, "
+                    f"measured {turns}.",
+                )
             )
     return said
 
 
-def _int8(slow: Sequence[Option], here: Sequence[Option], where: str) -> list[str]:
+def _int8(found: Sequence[tuple[Option, Option, Ratio]]) -> list[str]:
+    """INT8 that is slower than floating point, that is not told apart from it, and that is faster but unproven."""
     said = []
-    for backend in dict.fromkeys(option.backend for option in slow):
-        parts = _beside_float([option for option in slow if option.backend == backend], here)
-        said.append(f"{where}: INT8 in {backend} is no faster, so there is no reason for it: {'; '.join(parts)}.")
+    for backend in dict.fromkeys(option.backend for option, _, _ in found):
+        parts: dict[str, list[str]] = {words: [] for words in _INT8_WORDS}
+        for option, other, by in found:
+            words = _INT8_WORDS[0 if by.low > 1 else 1 if by.high >= 1 else 2]
+            if option.backend == backend and (by.high >= 1 or option.accuracy is None):
+                parts[words].append(
+                    f"{option.title} {times(by.value)} the time of {other.precision} ({times_span(by)})"
+                )
+        said += [f"INT8 in {backend} {words}: {'; '.join(named)}." for words, named in parts.items() if named]
     return said
 
 
-def _unproven(kept: Sequence[Option], here: Sequence[Option], where: str) -> list[str]:
-    """INT8 that is faster, of networks whose INT8 accuracy nobody has measured."""
-    said = []
-    fast = [o for o in kept if o.row.precision == "INT8" and o.top1 is None and _fastest_float(o, here)]
-    for backend in dict.fromkeys(option.backend for option in fast):
-        parts = _beside_float([option for option in fast if option.backend == backend], here)
-        said.append(
-            f"{where}: INT8 in {backend} is faster, but its accuracy is not known, so it is not picked: "
-            f"{'; '.join(parts)}. `vexport quantize --calib DIR` proves it."
-        )
-    return said
-
-
-def _beside_float(options: Sequence[Option], here: Sequence[Option]) -> list[str]:
-    parts = []
-    for option in options:
-        other = _fastest_float(option, here)
-        found = _by(option, other) if other else None
-        if other is not None and found is not None:
-            parts.append(
-                f"{option.row.title} {found.value:.2f}x the time of {other.row.precision} "
-                f"({found.low:.2f} to {found.high:.2f})"
-            )
-    return parts
-
-
-def _int8_pays(option: Option, here: Sequence[Option]) -> bool:
-    """Whether INT8 is faster, beyond doubt, than the fastest floating-point form of the network in that backend."""
-    other = _fastest_float(option, here)
-    found = _by(option, other) if other else None
-    return found is None or found.high < 1
-
-
-def _fastest_float(option: Option, here: Sequence[Option]) -> Option | None:
+def _beside_float(option: Option, options: Sequence[Option]) -> tuple[Option, Ratio] | None:
+    """The fastest floating-point form of an INT8 option's network in its backend, and INT8's time by that one's."""
+    if option.precision != "INT8" or not option.usable:
+        return None
     same = [
         other
-        for other in here
-        if (other.row.network, other.backend) == (option.row.network, option.backend)
-        and other.row.precision in FLOATING
+        for other in options
+        if (other.network, other.backend, other.place) == (option.network, option.backend, option.place)
+        and other.precision in FLOATING
+        and other.usable
     ]
-    return min(same, key=_latency, default=None)
+    other = min(same, key=_latency, default=None)
+    found = _by(option, other) if other else None
+    return (other, found) if other and found else None
 
 
 def _by(one: Option, other: Option) -> Ratio | None:
-    return ratio(one.samples, other.samples, paired=one.row.comparable == other.row.comparable)
+    return ratio(one.samples, other.samples, paired=one.group == other.group)
 
 
 def _latency(option: Option) -> float:
-    return option.row.median_ms
+    return option.median_ms
 
 
 def _ms(value: float) -> str:

@@ -12,8 +12,6 @@ from vexport.bench.worker_process import Opened
 from vexport.errors import InputError
 
 if TYPE_CHECKING:
-    from vexport.bench.layer_times import LayerTimes
-    from vexport.bench.peak import PeakRates
     from vexport.run.runner import Runner
 
 IMAGE_SEED = 0
@@ -55,7 +53,11 @@ class OpenArtifact:
 
         runner = self._runner()
         self._require_shape(runner)
-        candidate = as_candidate(runner, noise(self.batch, self.input_size))
+        images = noise(self.batch, self.input_size)
+        runner(
+            images
+        )  # what a backend builds or compiles in its first call belongs to opening, with its longer timeout
+        candidate = as_candidate(runner, images)
         return Opened(candidate, {"backend": runner.backend, "runner": runner.describe()}, runner.close)
 
     def _runner(self) -> Runner:
@@ -87,48 +89,6 @@ class OpenArtifact:
             raise InputError(
                 f"it takes {times(runner.input_shape)}, not {times(wanted)}", hint="measure it at the size that it has"
             )
-
-
-@dataclass(frozen=True)
-class ProfileGraph:
-    """Times the kernels of a graph with ONNX Runtime's profiler.
-
-    Args:
-        path: The graph.
-        batch: Images per call.
-        input_size: C, H and W.
-        labels: Of its nodes.
-        threads: As measured.
-    """
-
-    path: Path
-    batch: int
-    input_size: tuple[int, int, int]
-    labels: dict[str, str]
-    threads: int | None = None
-
-    def __call__(self) -> LayerTimes:
-        from vexport.bench.layer_times import profile_ort
-
-        return profile_ort(self.path, noise(self.batch, self.input_size), self.labels, threads=self.threads)
-
-
-@dataclass(frozen=True)
-class MeasurePeaks:
-    """Measures what the CPU can do.
-
-    Args:
-        precisions: See `measure_peaks`.
-        threads: Likewise.
-    """
-
-    precisions: tuple[str, ...]
-    threads: int | None = None
-
-    def __call__(self) -> PeakRates:
-        from vexport.bench.peak import measure_peaks
-
-        return measure_peaks(self.precisions, threads=self.threads)
 
 
 def noise(batch: int, input_size: tuple[int, int, int]) -> Any:

@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from vexport.bench.samples import Samples, WarmUp, ratio
+from vexport.bench.scheduler import Interrupted, Progress, Run, take_turns
 from vexport.bench.statistics import Interval, Ratio
 from vexport.bench.watch import Conditions, Watcher, between
 from vexport.errors import InputError, VexportError
@@ -31,8 +32,6 @@ __all__ = ["Candidate", "Clock", "Interrupted", "Interval", "Ratio", "Recorder",
 WARMUP_WINDOWS, WARMUP_CALLS = 3, 3  # windows that have to agree, and the least calls of each
 EMPTY_CALLS, EMPTY_BATCHES = 200, 11  # that the clock's own cost is measured with
 PARTS_SHARE = 0.5  # of a turn's duration, again, for the parts of a call
-
-Progress = Callable[[str, int, int], None]
 
 
 @runtime_checkable
@@ -50,29 +49,6 @@ Candidate = Callable[[], object] | Timed
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one run of the clock brought.
-
-    Args:
-        samples: Name to samples, in the order given.
-        order: Names in the order of their turns, round by round.
-        complete: Whether all rounds were taken.
-    """
-
-    samples: dict[str, Samples]
-    order: tuple[tuple[str, ...], ...] = ()
-    complete: bool = True
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run; `run` holds the samples taken so far, those of the unfinished round too."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.run = run
-
-
-@dataclass(frozen=True)
 class Clock:
     """How long to measure.
 
@@ -80,7 +56,8 @@ class Clock:
         warmup_s: Calls that are not measured, per candidate, before the first round, at the least. 0: one call only.
         duration_s: Measured time per candidate, all rounds together.
         least_count: Measured calls per candidate at the least, however long they take.
-        rounds: Turns of each candidate. From five on the intervals hold what they say.
+        rounds: Turns of each candidate. Below five the intervals are very wide; of a single one they say nothing of
+            what changes between rounds.
         warmup_most_s: The warm-up goes on until the medians of its last three windows agree, but no longer than this,
             or than `warmup_s` where that is more.
         warmup_bound: Agree: the greatest by the least is at most one and this.
@@ -91,7 +68,7 @@ class Clock:
         watch: Says what the machine is at, before and after each turn.
 
     Raises:
-        InputError: one of them is negative, or there would be no call.
+        InputError: one of them is negative or endless, or there would be no call.
     """
 
     warmup_s: float = 1.0
@@ -107,11 +84,11 @@ class Clock:
 
     def __post_init__(self) -> None:
         times = (self.warmup_s, self.duration_s, self.warmup_most_s, self.warmup_bound, self.settle_s)
-        if not (all(value >= 0 for value in times) and self.least_count >= 1 and self.rounds >= 1):
+        if not (all(0 <= value < math.inf for value in times) and self.least_count >= 1 and self.rounds >= 1):
             raise InputError(
                 f"a clock cannot run {self.rounds} rounds of {self.least_count} calls in {self.duration_s} s "
                 f"after {self.warmup_s} to {self.warmup_most_s} s",
-                hint="times are 0 or more, counts 1 or more",
+                hint="times are 0 or more and end, counts are 1 or more",
             )
 
     def settings(self) -> dict[str, float | int | str]:
@@ -162,31 +139,7 @@ class Clock:
             Interrupted: Ctrl-C, with the samples taken so far.
         """
         recorders = [Recorder(self, name, candidate) for name, candidate in candidates.items()]
-        tell = progress or (lambda name, done, total: None)
-        total = (self.rounds + 1) * len(recorders)
-        order: list[list[str]] = []
-        rng = np.random.default_rng(self.seed)
-
-        def made(*, complete: bool) -> Run:
-            samples = {one.name: one.samples() for one in recorders}
-            return Run(samples, tuple(tuple(names) for names in order), complete)
-
-        try:
-            for done, recorder in enumerate(recorders):
-                tell(recorder.name, done, total)
-                recorder.warm_up()
-            for turn in range(1, self.rounds + 1):
-                order.append([])
-                for done, index in enumerate(rng.permutation(len(recorders)), start=turn * len(recorders)):
-                    recorder = recorders[index]
-                    tell(recorder.name, done, total)
-                    order[-1].append(recorder.name)
-                    recorder.take_turn()
-            if recorders:
-                tell(recorders[-1].name, total, total)
-        except KeyboardInterrupt:
-            raise Interrupted(made(complete=False)) from None
-        return made(complete=True)
+        return take_turns(recorders, rounds=self.rounds, seed=self.seed, progress=progress)
 
 
 @dataclass

@@ -130,7 +130,7 @@ def compare_documents(old: Mapping[str, Any], new: Mapping[str, Any], *, bound: 
     """Hold a benchmark against an earlier one.
 
     Args:
-        old: Its document, of schema 2.
+        old: Its document, of schema 2, with every field.
         new: The document of now.
         bound: Share by which a row may be slower, as 0.05; None asks nothing.
 
@@ -156,6 +156,8 @@ def compare_documents(old: Mapping[str, Any], new: Mapping[str, Any], *, bound: 
         )
     notes = [line for line in settings if line not in other]
     for document, name in ((old, "old"), (new, "new")):
+        notes += [f"{_named(key)} is there more than once in the {name} benchmark: its first row counts"
+                  for key in _repeated(document)]  # fmt: skip
         if document.get("complete") is False:
             notes.append(f"the {name} benchmark was interrupted: it is not complete")
     versions = (one.get("environment", {}).get("versions", {}) for one in (old, new))
@@ -167,12 +169,25 @@ def compare_documents(old: Mapping[str, Any], new: Mapping[str, Any], *, bound: 
 
 def _rows(document: Mapping[str, Any]) -> Iterator[tuple[Key, Mapping[str, Any]]]:
     seen: set[Key] = set()
+    for key, row in _all_rows(document):
+        if key not in seen:
+            seen.add(key)
+            yield key, row
+
+
+def _all_rows(document: Mapping[str, Any]) -> Iterator[tuple[Key, Mapping[str, Any]]]:
     for group in document["groups"]:
         for row in group["rows"]:
-            key = (row["network"], row["backend"], row["precision"], row["batch"], tuple(row["input_size"]))
-            if key not in seen and (row["samples_ns"] or row["error"]):
-                seen.add(key)
-                yield key, row
+            if row["samples_ns"] or row["error"]:
+                yield (row["network"], row["backend"], row["precision"], row["batch"], tuple(row["input_size"])), row
+
+
+def _repeated(document: Mapping[str, Any]) -> list[Key]:
+    """Rows of one key but of different files; a baseline that stands in several groups is no such row."""
+    files: dict[Key, set[str]] = {}
+    for key, row in _all_rows(document):
+        files.setdefault(key, set()).add(row["artifact_sha256"] or "")
+    return [key for key, hashes in files.items() if len(hashes) > 1]
 
 
 def _named(key: Key) -> str:

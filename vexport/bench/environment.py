@@ -8,13 +8,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from vexport.bench.cgroup import limit_cores
 from vexport.bench.nvml import open_gpu
 from vexport.bench.watch import cpu_mhz
 from vexport.deps import installed_version, tool_versions
 
 CPUINFO = Path("/proc/cpuinfo")
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 CPUS = Path("/sys/devices/system/cpu")
+CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 
 # Backends that need not be installed: told where they are.
 OPTIONAL = ("tensorrt", "tensorrt-rtx", "openvino", "nvidia-ml-py")
@@ -27,11 +28,12 @@ def describe_environment() -> dict[str, Any]:
         "cpu": cpu_name(),
         "logical_cores": os.cpu_count(),
         "usable_cores": usable_cores(),
-        "cpu_quota_cores": cpu_quota_cores(),
+        "cpu_quota_cores": limit_cores(),
         "cpu_mhz": cpu_mhz(range(os.cpu_count() or 1)),
         "cpu_governor": _read(CPUS / "cpu0" / "cpufreq" / "scaling_governor"),
         "smt": {"0": False, "1": True}.get(_read(CPUS / "smt" / "active") or ""),
         "virtual_machine": is_virtual_machine(),
+        "clock_source": _read(CLOCK_SOURCE),  # others than tsc cost a call into the kernel each time
         "torch_threads": _torch_threads(),
         "variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         "os": platform.platform(),
@@ -79,15 +81,6 @@ def usable_cores() -> int | None:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):
         return os.cpu_count()
-
-
-def cpu_quota_cores() -> float | None:
-    """Cores' worth of time that a container's limit allows; None where there is no limit."""
-    try:
-        quota, period = CPU_MAX.read_text(encoding="ascii").split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
 
 
 def load_average() -> list[float] | None:

@@ -47,6 +47,12 @@ class GpuState:
     processes: int | None = None
     reasons: tuple[str, ...] = ()
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it told nothing at all, as a GPU that went away."""
+        told = (self.sm_mhz, self.memory_mhz, self.temperature_c, self.power_w, self.processes)
+        return all(value is None for value in told)
+
 
 class Gpu:
     """One GPU.
@@ -65,6 +71,8 @@ class Gpu:
         power_mw = self._ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
         processes = self._ask(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle))
         bits = self._ask(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        if bits is None:  # drivers before 535 know it by its old name only
+            bits = self._ask(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
         return GpuState(
             sm_mhz=self._ask(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
             memory_mhz=self._ask(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
@@ -107,10 +115,12 @@ def open_gpu(index: int = 0) -> tuple[Gpu | None, str | None]:
         library = importlib.import_module("pynvml")
     except ImportError:
         return None, "pip install nvidia-ml-py to watch the GPU"
-    # NVML numbers GPUs in another order than CUDA, and knows nothing of CUDA_VISIBLE_DEVICES: only the UUID is sure.
-    uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
     try:
+        # NVML numbers GPUs otherwise than CUDA, and knows nothing of CUDA_VISIBLE_DEVICES: only the UUID is sure.
+        uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
         library.nvmlInit()
         return Gpu(library, library.nvmlDeviceGetHandleByUUID(uuid)), None
+    except RuntimeError as error:  # CUDA's
+        return None, f"the GPU does not answer: {error}"
     except (library.NVMLError, OSError) as error:
         return None, f"NVIDIA's management library: {error}"

@@ -9,13 +9,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from vexport.bench.clock import Ratio, Samples, ratio
+from vexport.bench.device import DEVICE, ENQUEUE, waits_for_host
+from vexport.bench.scenarios import single_stream
 from vexport.bench.watch import summarise
 
 SCHEMA = 2
 BASELINE = "resnet50"
+_SHARES = {"three quarters": 0.75, "two thirds": 2 / 3, "half": 0.5, "a third": 1 / 3, "a quarter": 0.25}
+_NEAR, _NEARLY_ALL = 0.1, 0.95
+
+
+class Span(Protocol):
+    """A figure and its interval."""
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +47,7 @@ class Case:
         input_size: C, H and W.
         artifact_sha256: Hash of the file that ran; None where there is none.
         published_top1: ImageNet top-1 in per cent, as published.
-        published_a100_ms: Latency on an A100, as published.
+        published_a100_ms: Latency on an A100 at batch 1, as published, by the clock of `published_clock`.
         label: The network's name for people; empty where it is the same.
     """
 
@@ -137,15 +154,24 @@ def row_to_json(row: Row, samples: Samples) -> dict[str, Any]:
         samples: What they were made from.
     """
     raw = [list(part) for part in samples.rounds_ns]
-    return {**row.to_json(), "samples_ns": raw, "run": _run_facts(samples), "device_ms": _device(samples)}
+    # MLPerf's percentile rule is of one image after another.
+    told = single_stream(samples).to_json() if row.batch == 1 and samples.count else None
+    return {
+        **row.to_json(),
+        "samples_ns": raw,
+        "run": _run_facts(samples),
+        "device_ms": _device(samples),
+        "single_stream": told,
+    }
 
 
-def _device(samples: Samples) -> dict[str, float] | None:
+def _device(samples: Samples) -> dict[str, float | bool] | None:
     """The device's own time by events; None where it was not told apart."""
-    part = samples.part("device")
+    part, enqueue = samples.part(DEVICE), samples.part(ENQUEUE)
     if part is None or not part.count:
         return None
-    return {"median": part.median_ms, "p90": part.p90_ms, "p99": part.p99_ms}
+    waits = enqueue is not None and waits_for_host(enqueue.median_ms, part.median_ms)
+    return {"median": part.median_ms, "p90": part.p90_ms, "p99": part.p99_ms, "waits_for_host": waits}
 
 
 def _run_facts(samples: Samples) -> dict[str, Any]:
@@ -195,26 +221,76 @@ def verdicts(rows: Sequence[Row], device: str | None = None) -> list[str]:
             baseline = next((other.title for other in alike if other.network == BASELINE), BASELINE)
             shaky = [other.title for other in alike if other.unstable and (other is row or other.network == BASELINE)]
             doubt = f"; unstable: {' and '.join(dict.fromkeys(shaky))}" if shaky else ""
-            said.append(f"{compared(row.title, baseline, row.ratio)} at {_where(row)}{on}{doubt}")
+            said.append(f"{compared(row.title, baseline, row.ratio, f' at {_where(row)}{on}')}{doubt}")
     return said
 
 
-def compared(one: str, other: str, found: Ratio) -> str:
+def compared(one: str, other: str, found: Span, where: str = "") -> str:
     """Which of two is faster, and by how much; the interval alone decides.
 
     Args:
         one: Name of the numerator.
         other: Name of the denominator.
         found: Their ratio.
+        where: What else the sentence says behind their names.
     """
     if found.low > 1:
-        return f"{one} is slower than {other}: {found.value:.2f}x the time ({found.low:.2f} to {found.high:.2f})"
+        return f"{one} is {relation(found)} than {other}{where}{_speed(1 / found.value)}"
     if found.high < 1:
-        gain = found.inverse()
-        return f"{one} is {gain.value:.2f}x faster ({gain.low:.2f} to {gain.high:.2f}) than {other}"
-    return f"{one} and {other} cannot be told apart: {found.value:.2f}x the time ({found.low:.2f} to {found.high:.2f})"
+        return f"{one} is {relation(found)} than {other}{where}"
+    return f"{one} and {other} cannot be told apart{where}: {times(found.value)} the time ({times_span(found)})"
+
+
+def relation(found: Span) -> str:
+    """A ratio in a few words: `1.98x slower (1.90 to 2.05)`."""
+    if found.low > 1:
+        return f"{times(found.value)} slower ({times_span(found)})"
+    if found.high < 1:
+        return f"{times(1 / found.value)} faster ({_ends(1 / found.high, 1 / found.low)})"
+    return f"not told apart, {times(found.value)} the time ({times_span(found)})"
+
+
+def _speed(share: float) -> str:
+    """A share of a speed, by name where it has one; nothing where it is nearly all."""
+    name, exact = min(_SHARES.items(), key=lambda entry: abs(math.log(share / entry[1])))
+    if share > _NEARLY_ALL:
+        return ""
+    told = f"about {name}" if abs(share / exact - 1) < _NEAR else f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
+    return f": {told} as fast"
+
+
+def times(value: float) -> str:
+    """A ratio, as `1.98x`; what is more than 1 does not look like it."""
+    return f"{value:.{_places(value)}f}x"
+
+
+def times_span(found: Span) -> str:
+    """A ratio's interval, as `1.90 to 2.05`."""
+    return _ends(found.low, found.high)
+
+
+def _ends(low: float, high: float) -> str:
+    places = max(_places(low), _places(high))
+    return f"{low:.{places}f} to {high:.{places}f}"
+
+
+def _places(value: float) -> int:
+    if value < 0.095:
+        return 1 - math.floor(math.log10(value))
+    return next((places for places in (2, 3, 4) if value == 1 or abs(value - 1) >= 0.9 * 10**-places), 5)
 
 
 def _where(row: Row) -> str:
     _, height, width = row.input_size
     return f"{row.precision}, batch {row.batch}, {height}x{width}, {row.backend}"
+
+
+def published_clock(backend: str, precision: str) -> str:
+    """Which of the paper's clocks is of the kind of a backend: TensorRT for what it runs, PyTorch for all others.
+
+    Args:
+        backend: Name or title.
+        precision: `FP32` ...
+    """
+    fits = "tensorrt" in backend.lower() and precision.upper() in ("FP32", "FP16")
+    return f"TensorRT {precision.upper()}" if fits else "PyTorch"

@@ -91,8 +91,9 @@ class NetworkRoofline:
         cost: What it must do.
         peaks: What the device can do.
         layers: In the graph's order.
-        measured_ms: Latency of one call, measured without a profiler.
+        measured_ms: Time of one call, measured without a profiler: on a GPU its own time, where that is told apart.
         times: What a profiler told, where one ran.
+        detailed: Whether the layers are told as well as the whole.
     """
 
     network: str
@@ -101,6 +102,7 @@ class NetworkRoofline:
     layers: tuple[LayerRoofline, ...]
     measured_ms: float | None = None
     times: LayerTimes | None = None
+    detailed: bool = True
 
     @property
     def compute_ms(self) -> float:
@@ -169,7 +171,7 @@ class NetworkRoofline:
             "efficiency": self.efficiency,
             "resident_efficiency": self.resident_efficiency,
             "memory_only": list(self.cost.unknown),
-            "layers": [layer.to_json() for layer in self.layers],
+            "layers": [layer.to_json() for layer in self.layers] if self.detailed else [],
             "profile": self.times.to_json() if self.times else None,
             "peaks": self.peaks.to_json(),
         }

@@ -29,6 +29,8 @@ NS_PER_MS = 1e6
 
 UNSTABLE_CV = 0.1  # spread within rounds of the calls that are no spikes
 UNSTABLE_DRIFT = 0.1  # spread of the rounds' medians
+STRAY = 10  # of so many rounds the slowest and the fastest make no drift
+UNSTABLE_START = 0.05  # of the first round, by the others, where the warm-up did not come to an end
 UNSTABLE_SPIKES = 0.02  # what spikes took beyond the median, by all measured time: so much they add to a mean
 UNSTABLE_OVERHEAD = 0.01  # of the clock itself, by the median
 STEADY = 0.7  # rank correlation of the rounds' medians with time from which a drift has a direction
@@ -116,9 +118,19 @@ class Samples:
 
     @property
     def drift(self) -> float:
-        """Spread of the rounds' medians, from least to greatest, by the median of all samples."""
-        medians = self.round_medians_ms
-        return (max(medians) - min(medians)) / self.median_ms if self.median_ms > 0 else math.nan
+        """Spread of the rounds' medians, by the median of all samples.
+
+        Of ten rounds and more the slowest and the fastest tenth are left out: a median does not follow them, and some
+        round is hit on any machine. (They are in every other figure.)
+        """
+        least, most = self._drift_ends
+        return (most - least) / self.median_ms if self.median_ms > 0 else math.nan
+
+    @property
+    def _drift_ends(self) -> tuple[float, float]:
+        medians = sorted(self.round_medians_ms)
+        stray = len(medians) // STRAY
+        return (medians[stray], medians[-1 - stray]) if medians else (math.nan, math.nan)
 
     @cached_property
     def spikes(self) -> tuple[tuple[int, int], ...]:
@@ -139,10 +151,12 @@ class Samples:
             return (
                 ("too short: no call took a time that the clock can see",) if self.count else ("no call was measured",)
             )
-        said = [*self._why_short(), *self._why_spread(), *self._why_drift()]
-        if self.warm_up is not None and self.warm_up.stable is False:
-            said.append(f"warm-up: still changing after {self.warm_up.duration_s:.1f} s")
-        return (*said, *why_disturbed(self.conditions))
+        said = [*self._why_few(), *self._why_short(), *self._why_spread(), *self._why_drift()]
+        return (*said, *self._why_cold(), *why_disturbed(self.conditions))
+
+    def _why_few(self) -> list[str]:
+        """Between rounds lies most of what changes on a machine; the intervals of a single one know nothing of it."""
+        return ["rounds: there is one only, and intervals are too narrow"] if len(self.round_medians_ms) == 1 else []
 
     def _why_short(self) -> list[str]:
         share = self.overhead_ns / (self.median_ms * NS_PER_MS)
@@ -176,13 +190,24 @@ class Samples:
     def _why_drift(self) -> list[str]:
         if not self.drift > UNSTABLE_DRIFT:
             return []
-        medians = self.round_medians_ms
-        steady = rank_correlation(medians)
+        least, most = self._drift_ends
+        steady = rank_correlation(self.round_medians_ms)
         how = "rising" if steady >= STEADY else "falling" if steady <= -STEADY else "to and fro"
-        return [
-            f"drift: the rounds' medians lie between {min(medians):.4g} and {max(medians):.4g} ms "
-            f"({self.drift:.0%}), {how}"
-        ]
+        return [f"drift: the rounds' medians lie between {least:.4g} and {most:.4g} ms ({self.drift:.0%}), {how}"]
+
+    def _why_cold(self) -> list[str]:
+        """A warm-up that was cut off matters where the first round shows it.
+
+        Three windows of a few slow calls often differ by chance; had the candidate not been warm, so would the rounds.
+        """
+        if self.warm_up is None or self.warm_up.stable is not False:
+            return []
+        first, *others = self.round_medians_ms
+        usual = float(np.median(others)) if others else math.nan
+        if abs(first / usual - 1) <= UNSTABLE_START:
+            return []
+        told = f", and the first round took {first / usual:.2f} times the others" if others else ""
+        return [f"warm-up: still changing after {self.warm_up.duration_s:.1f} s{told}"]
 
     def percentile_ms(self, percent: float) -> float:
         """Duration that `percent` per cent of the calls do not exceed; NaN where there are none."""

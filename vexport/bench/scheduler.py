@@ -1,19 +1,43 @@
 """Turns for candidates that measure themselves, each in its own process or all in this one.
 
-As in `Clock.run`: all warm up, then every round gives each a turn, in an order drawn anew. Whoever has no turn waits;
-so whatever slows the machine for a while slows them all, although no two share a process.
+All warm up, then every round gives each a turn, in an order drawn anew. Whoever has no turn waits; so whatever slows
+the machine for a while slows them all, even where no two share a process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from vexport.bench.clock import Interrupted, Run, Samples
+from vexport.bench.samples import Samples
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all turns together brought.
+
+    Args:
+        samples: Name to samples, in the order given.
+        order: Names in the order of the turns that they took, round by round.
+        complete: Whether all rounds were taken.
+    """
+
+    samples: dict[str, Samples]
+    order: tuple[tuple[str, ...], ...] = ()
+    complete: bool = True
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run; `run` holds the samples taken so far, those of the unfinished round too."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
 
 
 class Member(Protocol):
@@ -49,11 +73,12 @@ def take_turns(members: Sequence[Member], *, rounds: int, seed: int = 0, progres
     """
     tell = progress or (lambda name, done, total: None)
     total = (rounds + 1) * len(members)
-    order: list[tuple[str, ...]] = []
+    order: list[list[str]] = []
     rng = np.random.default_rng(seed)
 
     def made(*, complete: bool) -> Run:
-        return Run({one.name: one.samples() for one in members}, tuple(order), complete)
+        samples = {one.name: one.samples() for one in members}
+        return Run(samples, tuple(tuple(names) for names in order), complete)
 
     try:
         for done, member in enumerate(members):
@@ -61,11 +86,12 @@ def take_turns(members: Sequence[Member], *, rounds: int, seed: int = 0, progres
             if member.error is None:
                 member.warm_up()
         for turn in range(1, rounds + 1):
-            drawn = [members[index] for index in rng.permutation(len(members))]
-            order.append(tuple(member.name for member in drawn if member.error is None))
-            for done, member in enumerate(drawn, start=turn * len(members)):
+            order.append([])
+            for done, index in enumerate(rng.permutation(len(members)), start=turn * len(members)):
+                member = members[index]
                 tell(member.name, done, total)
                 if member.error is None:
+                    order[-1].append(member.name)
                     member.take_turn()
         if members:
             tell(members[-1].name, total, total)

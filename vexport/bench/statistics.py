@@ -1,7 +1,8 @@
 """Figures of samples that come in rounds: arrays in, numbers out.
 
 Calls of one round share the machine's state of that moment: they are no independent samples, rounds nearly are. So the
-bootstrap draws whole rounds (a block bootstrap).
+bootstrap draws whole rounds (a block bootstrap). Fewer than five rounds have too few draws for that: the greatest of
+three is below a median in one case of eight. Their interval is Student's, of the logarithms of the rounds' figures.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ Floats = npt.NDArray[np.float64]
 REPEATS = 1000
 LEVEL = 0.95
 BLOCKS_OF_ONE_ROUND = 20
+LEAST_BLOCKS = 5  # to draw from
 
 # A spike is over both: a share above its round's median, and this many robust standard deviations above it. The first
 # alone would mark the ordinary spread of a noisy candidate, the second alone the steps of the clock in a quiet one.
 SPIKE_SHARE = 0.25
 SPIKE_SIGMAS = 6.0
 _SIGMA_PER_MAD = 1.4826  # of a normal distribution
+_WIDEST = 20.0  # of a logarithm: says no less than infinity, which JSON does not know
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,11 @@ class Ratio(Interval):
 
 
 def median_interval(rounds: Rounds, *, seed: int = 0, level: float = LEVEL) -> Interval | None:
-    """Median of all calls, in the samples' unit; None where there are none.
+    """Median of all calls, in the samples' unit; None below two calls, of which nothing can be said.
 
     Args:
-        rounds: One round at least for a figure; few rounds give a wide interval. A single round is cut into
-            consecutive blocks, which only see what changes within it: the interval is then too narrow.
+        rounds: Few of them give a wide interval. A single round is cut into consecutive blocks, which only see what
+            changes within it: the interval is then too narrow.
         seed: Of the draws.
         level: Of the interval.
     """
@@ -69,6 +72,8 @@ def median_interval(rounds: Rounds, *, seed: int = 0, level: float = LEVEL) -> I
     if not blocks:
         return None
     value = float(np.median(np.concatenate(blocks)))
+    if len(blocks) < LEAST_BLOCKS:
+        return _of_few(value, [_medians(blocks)], level)
     return _interval(value, resampled_medians(blocks, _draw(len(blocks), seed)), len(blocks), level)
 
 
@@ -77,9 +82,12 @@ def mean_interval(rounds: Rounds, *, seed: int = 0, level: float = LEVEL) -> Int
     blocks = _blocks(rounds)
     if not blocks:
         return None
-    picked = _draw(len(blocks), seed)
     sums, counts = np.array([part.sum() for part in blocks]), np.array([len(part) for part in blocks])
-    return _interval(sums.sum() / counts.sum(), (picked @ sums) / (picked @ counts), len(blocks), level)
+    value = float(sums.sum() / counts.sum())
+    if len(blocks) < LEAST_BLOCKS:
+        return _of_few(value, [sums / counts], level)
+    picked = _draw(len(blocks), seed)
+    return _interval(value, (picked @ sums) / (picked @ counts), len(blocks), level)
 
 
 def paired_ratio(top: Rounds, bottom: Rounds, *, seed: int = 0, level: float = LEVEL) -> Ratio | None:
@@ -91,20 +99,23 @@ def paired_ratio(top: Rounds, bottom: Rounds, *, seed: int = 0, level: float = L
 
     Args:
         top: Numerator, round by round.
-        bottom: Denominator; round i was taken beside round i of the numerator. Further rounds of one are ignored.
+        bottom: Denominator; round i was taken beside round i of the numerator. Rounds that only one has are ignored.
         seed: Of the draws.
         level: Of the interval.
     """
-    shared = min(len(top), len(bottom))
-    if shared == 1:
-        return unpaired_ratio(top[:1], bottom[:1], seed=seed, level=level)
-    medians = np.array([[np.median(part) for part in rounds[:shared]] for rounds in (top, bottom)])
-    if shared == 0 or not (medians > 0).all():
+    pairs = [(one, other) for one, other in zip(top, bottom, strict=False) if len(one) and len(other)]
+    if len(pairs) == 1:
+        return unpaired_ratio([pairs[0][0]], [pairs[0][1]], seed=seed, level=level)
+    medians = np.array([[np.median(part) for part in pair] for pair in pairs])
+    if not pairs or not (medians > 0).all():
         return None
-    ratios = medians[0] / medians[1]
+    ratios = medians[:, 0] / medians[:, 1]
+    value = float(np.median(ratios))
+    if len(ratios) < LEAST_BLOCKS:
+        return _as_ratio(_of_few(value, [ratios], level))
     rng = np.random.default_rng(seed)
-    drawn = np.median(ratios[rng.integers(shared, size=(REPEATS, shared))], axis=1)
-    return _as_ratio(_interval(float(np.median(ratios)), drawn, shared, level))
+    drawn = np.median(ratios[rng.integers(len(pairs), size=(REPEATS, len(pairs)))], axis=1)
+    return _as_ratio(_interval(value, drawn, len(pairs), level))
 
 
 def unpaired_ratio(top: Rounds, bottom: Rounds, *, seed: int = 0, level: float = LEVEL) -> Ratio | None:
@@ -113,9 +124,13 @@ def unpaired_ratio(top: Rounds, bottom: Rounds, *, seed: int = 0, level: float =
     if not above or not below:
         return None
     values = [float(np.median(np.concatenate(blocks))) for blocks in (above, below)]
+    if min(values) <= 0:
+        return None
+    if min(len(above), len(below)) < LEAST_BLOCKS:
+        return _as_ratio(_of_few(values[0] / values[1], [_medians(above), _medians(below)], level))
     tops = resampled_medians(above, _draw(len(above), seed))
     bottoms = resampled_medians(below, _draw(len(below), seed + 1))
-    if min(values) <= 0 or (bottoms <= 0).any():
+    if (bottoms <= 0).any():
         return None
     return _as_ratio(_interval(values[0] / values[1], tops / bottoms, min(len(above), len(below)), level))
 
@@ -123,8 +138,8 @@ def unpaired_ratio(top: Rounds, bottom: Rounds, *, seed: int = 0, level: float =
 def resampled_medians(blocks: Sequence[npt.NDArray[np.int64]], picked: npt.NDArray[np.int64]) -> Floats:
     """Median of the samples of drawn blocks, for many draws at once.
 
-    Sorting every draw would take seconds for fast candidates. Instead all samples are sorted once, with the number of
-    samples per block up to each; the median of each draw is then found by bisection.
+    Sorting every draw would take seconds for fast candidates. Instead all samples and those of each block are sorted
+    once; the median of each draw is then found by bisection among all, counting in each block what does not exceed it.
 
     Args:
         blocks: Samples of each block; none is empty.
@@ -133,20 +148,15 @@ def resampled_medians(blocks: Sequence[npt.NDArray[np.int64]], picked: npt.NDArr
     Returns:
         (draws,)
     """
-    pooled = np.concatenate(blocks)
-    order = np.argsort(pooled, kind="stable")
-    ordered = pooled[order]
-    owner = np.repeat(np.arange(len(blocks)), [len(part) for part in blocks])[order]
-    upto = np.zeros((len(ordered), len(blocks)), dtype=np.int64)  # samples of each block at or below each place
-    upto[np.arange(len(ordered)), owner] = 1
-    np.cumsum(upto, axis=0, out=upto)
-    totals = picked @ upto[-1]
+    ordered, each = np.sort(np.concatenate(blocks)), [np.sort(part) for part in blocks]
+    totals = picked @ np.array([len(part) for part in blocks])
 
     def at_rank(rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         low, high = np.zeros(len(picked), dtype=np.int64), np.full(len(picked), len(ordered) - 1)
         while (low < high).any():
             middle = (low + high) // 2
-            enough = (upto[middle] * picked).sum(axis=1) > rank
+            upto = np.stack([np.searchsorted(part, ordered[middle], side="right") for part in each], axis=1)
+            enough = (upto * picked).sum(axis=1) > rank
             low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
         found: npt.NDArray[np.int64] = ordered[low]
         return found
@@ -170,10 +180,11 @@ def find_spikes(rounds: Rounds) -> tuple[tuple[int, int], ...]:
 
 
 def rank_correlation(values: Sequence[float]) -> float:
-    """How steadily values rise (1) or fall (-1) with their place: Spearman's coefficient, ties taken in order."""
-    if len(values) < 3:
+    """How steadily values rise (1) or fall (-1) with their place: Spearman's coefficient, ties of equal rank."""
+    _, place, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    if len(values) < 3 or len(counts) < 2:
         return 0.0
-    ranks = np.argsort(np.argsort(np.asarray(values), kind="stable"), kind="stable")
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
     return float(np.corrcoef(ranks, np.arange(len(values)))[0, 1])
 
 
@@ -191,14 +202,37 @@ def _draw(blocks: int, seed: int) -> npt.NDArray[np.int64]:
     return rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=REPEATS)
 
 
+def _medians(blocks: Sequence[npt.NDArray[np.int64]]) -> Floats:
+    return np.array([np.median(part) for part in blocks], dtype=np.float64)
+
+
+def _of_few(value: float, sides: Sequence[Floats], level: float) -> Interval | None:
+    """Student's interval, for too few rounds to draw from; Welch's for two sides. None for a single call.
+
+    Args:
+        value: The figure; for two sides a quotient.
+        sides: Figure of each round; of numerator and denominator where rounds were taken apart.
+        level: Of the interval.
+    """
+    if any(len(side) < 2 or (side <= 0).any() for side in sides):
+        return None
+    errors = [float(np.log(side).var(ddof=1)) / len(side) for side in sides]
+    terms = [error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True)]
+    if not sum(terms) > 0:
+        return Interval(value, value, value, level)
+    width = student_quantile(level, sum(errors) ** 2 / sum(terms)) * math.sqrt(sum(errors))
+    spread = math.exp(min(width, _WIDEST))
+    return Interval(value, value / spread, value * spread, level)
+
+
 def _interval(value: float, drawn: Floats, blocks: int, level: float) -> Interval:
     tail = 100 * expanded_tail(level, blocks)
     low, high = np.percentile(drawn, [tail, 100 - tail])
     return Interval(value, min(float(low), value), max(float(high), value), level)
 
 
-def _as_ratio(found: Interval) -> Ratio:
-    return Ratio(found.value, found.low, found.high, found.level)
+def _as_ratio(found: Interval | None) -> Ratio | None:
+    return None if found is None else Ratio(found.value, found.low, found.high, found.level)
 
 
 def expanded_tail(level: float, blocks: int) -> float:
@@ -206,18 +240,31 @@ def expanded_tail(level: float, blocks: int) -> float:
 
     A bootstrap of n blocks underestimates a standard error by sqrt((n-1)/n) and knows nothing of Student's t; with ten
     rounds a plain 95 % interval holds the truth in about nine cases of ten. Expanded percentiles make up for both (T.
-    Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015). From five rounds on
-    the stated level is about kept; with two or three no interval of drawn rounds can.
+    Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015).
+
+    Args:
+        level: Of the interval.
+        blocks: `LEAST_BLOCKS` at the least: below, no interval of drawn rounds keeps the level.
     """
-    normal = NormalDist()
-    if blocks < 3:
-        return 0.0  # all that was drawn: t of so few is past what a thousand draws resolve
-    z, freedom = normal.inv_cdf((1 + level) / 2), blocks - 1
-    # Student's quantile from the normal one (Abramowitz and Stegun, 26.7.5).
-    t = (
+    return NormalDist().cdf(-student_quantile(level, blocks - 1) * math.sqrt(blocks / (blocks - 1)))
+
+
+def student_quantile(level: float, freedom: float) -> float:
+    """How many standard errors on both sides hold the truth in so many cases, for a spread that is estimated too.
+
+    Args:
+        level: Share of cases.
+        freedom: Degrees of freedom, 1 or more.
+    """
+    if freedom < 2:  # exact for 1, and on the safe side above it
+        return math.tan(math.pi * level / 2)
+    if freedom < 3:  # likewise
+        return level * math.sqrt(2 / (1 - level**2))
+    # From the normal quantile (Abramowitz and Stegun, 26.7.5): within one per cent from 3 on.
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    return (
         z
         + (z**3 + z) / (4 * freedom)
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
     )
-    return normal.cdf(-t * math.sqrt(blocks / freedom))

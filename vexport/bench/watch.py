@@ -14,17 +14,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from vexport.bench.cgroup import held_back_s
 from vexport.bench.nvml import THROTTLING, Gpu, GpuState
 
 PROC = Path("/proc")
 CPUS = Path("/sys/devices/system/cpu")
-CGROUP = Path("/sys/fs/cgroup")
 
 # From when a run deserves doubt.
 LOAD_SHARE = 0.1  # of the usable cores' time, by other processes
+FULL_SHARE, FULL_LOAD_SHARE, FULL_LOAD_CORES = 0.95, 0.02, 0.1  # where no core is left over, of cores or in cores
 STEAL_SHARE = 0.02  # of the usable cores' time, by other guests of a virtual machine's host
-QUOTA_SHARE = 0.02  # of the usable cores' time, held back by a container's limit
+QUOTA_SHARE = 0.02  # of the processor time that was asked for, held back by a container's limit
 CLOCK_SHARE = 0.1  # between the rounds' lowest and highest clock
+COUNTED_SHARE = 0.5  # of our own processor time: a system that counts less for everybody counts nothing
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Reading:
         cores: How many cores the next two cover: those that this process may use.
         busy_s: Processor time that they gave to anyone.
         steal_s: Processor time that the virtual machine's host gave to others.
-        cpu_mhz: Their mean frequency.
+        cpu_mhz: Frequency of the fastest of them.
         cpu_throttles: How often they were slowed down for heat.
         quota_s: Time for which a container's limit held processes back, all cores together.
         gpu: The GPU's state.
@@ -113,7 +115,7 @@ class Watch:
             steal_s=steal_s,
             cpu_mhz=cpu_mhz(self._cpus),
             cpu_throttles=_cpu_throttles(self._cpus),
-            quota_s=_quota_s(),
+            quota_s=held_back_s(),
             gpu=self.gpu.read() if self.gpu else None,
         )
         self._readings += 1
@@ -153,20 +155,25 @@ def between(before: Reading, after: Reading) -> Conditions:
 def summarise(conditions: Sequence[Conditions]) -> dict[str, Any]:
     """Figures of all turns together, for a report; None for what was not told.
 
-    `other_cores`: cores that other processes kept busy; `steal`: share of processor time taken by the host; clocks as
-    [lowest, highest]; `gpu_reasons`: reason to the number of turns that it held in.
+    `other_cores`: cores that other processes kept busy; `steal`: share of processor time taken by the host; `quota`:
+    share of the processor time asked for that a container's limit held back; clocks as [lowest, highest];
+    `gpu_reasons`: reason to the number of turns that it held in; `gpu_lost`: turns in which a GPU that had told its
+    state told nothing.
     """
     gpus = [one.gpu for one in conditions if one.gpu]
     wall_s = sum(one.wall_s for one in conditions)
     core_s = sum(one.wall_s * one.cores for one in conditions)
+    own_s = sum(one.own_s for one in conditions)
     others_s, steal_s, quota_s = (_total(conditions, name) for name in ("others_s", "steal_s", "quota_s"))
+    if others_s is not None and own_s + others_s < COUNTED_SHARE * own_s:
+        others_s = steal_s = None  # sandboxes show a /proc/stat that stands still
     return {
         "turns": len(conditions),
-        "own_cores": sum(one.own_s for one in conditions) / wall_s if wall_s else None,
+        "own_cores": own_s / wall_s if wall_s else None,
         "other_cores": max(0.0, others_s) / wall_s if others_s is not None and wall_s else None,
         "cores": max((one.cores for one in conditions), default=None),
         "steal": steal_s / core_s if steal_s is not None and core_s else None,
-        "quota": quota_s / core_s if quota_s is not None and core_s else None,
+        "quota": quota_s / (own_s + quota_s) if quota_s is not None and own_s + quota_s > 0 else None,
         "cpu_throttles": _total(conditions, "cpu_throttles"),
         "cpu_mhz": _ends([one.cpu_mhz for one in conditions]),
         "gpu_sm_mhz": _ends([one.sm_mhz for one in gpus]),
@@ -177,6 +184,7 @@ def summarise(conditions: Sequence[Conditions]) -> dict[str, Any]:
         "gpu_reasons": {
             name: sum(name in one.reasons for one in gpus) for name in dict.fromkeys(n for g in gpus for n in g.reasons)
         },
+        "gpu_lost": sum(one.is_silent for one in gpus) if not all(one.is_silent for one in gpus) else 0,
     }
 
 
@@ -192,17 +200,27 @@ def why_disturbed(conditions: Sequence[Conditions]) -> list[str]:
     if found["cpu_throttles"]:
         said.append(f"throttling: the processor was slowed down for heat, {found['cpu_throttles']} times")
     if found["quota"] is not None and found["quota"] > QUOTA_SHARE:
-        said.append(f"throttling: the container's limit held back {found['quota']:.0%} of the processor time")
+        said.append(f"throttling: the container's limit held back {found['quota']:.0%} of the processor time asked for")
     for key, whose in (("cpu_mhz", "the processor's"), ("gpu_sm_mhz", "the GPU's")):
         if found[key] and found[key][0] < found[key][1] * (1 - CLOCK_SHARE):
             said.append(f"frequency: {whose} clock lay between {found[key][0]:.0f} and {found[key][1]:.0f} MHz")
-    if found["other_cores"] is not None and found["other_cores"] > LOAD_SHARE * cores:
+    if _is_loaded(found["other_cores"], found["own_cores"], cores):
         said.append(f"load: other processes kept {found['other_cores']:.1f} of {cores} cores busy")
     if found["steal"] is not None and found["steal"] > STEAL_SHARE:
         said.append(f"load: the virtual machine's host took {found['steal']:.0%} of the processor time")
     if found["gpu_processes"] is not None and found["gpu_processes"] > 1:
         said.append(f"load: {found['gpu_processes']} processes use the GPU")
+    if found["gpu_lost"]:
+        said.append(f"watch: the GPU told nothing of itself in {found['gpu_lost']} of {turns} rounds")
     return said
+
+
+def _is_loaded(others: float | None, own: float | None, cores: int) -> bool:
+    """Much of the machine; or less, where we need all of it: many threads wait for the one that has to share."""
+    if others is None or own is None:
+        return False
+    crowded = own + others > FULL_SHARE * cores and others > max(FULL_LOAD_CORES, FULL_LOAD_SHARE * cores)
+    return crowded or others > LOAD_SHARE * cores
 
 
 def _total(conditions: Sequence[Conditions], name: str) -> Any:
@@ -239,7 +257,10 @@ def _cpu_times(cpus: Sequence[int]) -> tuple[float | None, float | None]:
 
 
 def cpu_mhz(cpus: Sequence[int]) -> float | None:
-    """Mean frequency of these cores at this moment; a virtual machine often tells its nominal one only."""
+    """Frequency of the fastest of these cores at this moment; a virtual machine often tells its nominal one only.
+
+    Not the mean: cores that rest clock down, and how many of them do says nothing of those that work.
+    """
     found = []
     for index in cpus:
         try:
@@ -247,14 +268,23 @@ def cpu_mhz(cpus: Sequence[int]) -> float | None:
             found.append(int(text) / 1000)
         except (OSError, ValueError):
             break
-    if not found:
-        try:
-            lines = (PROC / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-            known = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
-        except (OSError, ValueError):
-            return None
-        found = [known[index] for index in cpus if index < len(known)]
-    return sum(found) / len(found) if found else None
+    return max(found or _cpuinfo_mhz(cpus), default=None)
+
+
+def _cpuinfo_mhz(cpus: Sequence[int]) -> list[float]:
+    """As /proc/cpuinfo has them, a paragraph per core; the numbers have gaps where cores are offline."""
+    found: dict[int, float] = {}
+    index = -1
+    try:
+        for line in (PROC / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "processor":
+                index = int(value)
+            elif name.strip() == "cpu MHz":
+                found[index] = float(value)
+    except (OSError, ValueError):
+        return []
+    return [found[index] for index in cpus if index in found]
 
 
 def _cpu_throttles(cpus: Sequence[int]) -> int | None:
@@ -267,15 +297,3 @@ def _cpu_throttles(cpus: Sequence[int]) -> int | None:
         except (OSError, ValueError):
             return None
     return found
-
-
-def _quota_s() -> float | None:
-    """Seconds for which a container's limit (cgroup 2) held processes back."""
-    try:
-        for line in (CGROUP / "cpu.stat").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(" ")
-            if name == "throttled_usec":
-                return int(value) / 1e6
-    except (OSError, ValueError):
-        pass
-    return None

@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from vexport.cli import bench, check, doctor, eval, fuse, inspect, models, onnx, quantize, quickstart, train, trt
+from vexport.cli import (
+    ablate,
+    bench,
+    check,
+    doctor,
+    eval,
+    explain,
+    fuse,
+    inspect,
+    models,
+    onnx,
+    quantize,
+    quickstart,
+    train,
+    trt,
+)
 from vexport.cli.guard import guarded
 
 app = typer.Typer(
@@ -44,9 +59,11 @@ _COMMANDS = (
     trt.trt,
     check.check,
     eval.eval,
+    explain.explain,
     inspect.inspect,
     doctor.doctor,
     bench.bench,
+    ablate.ablate,
 )
 for _command in _COMMANDS:
     app.command(_command.__name__)(guarded(_command))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vexport.cli.guard import INTERRUPTED
 from vexport.cli.options import (
     DEFAULT_WORKSPACE,
     ForceOpt,
@@ -33,8 +35,9 @@ def bench(
         list[Path] | None,
         typer.Argument(
             metavar="[RECIPE|ARTIFACT]...",
-            help="A recipe (quick, paper_cpu, paper_gpu, or a .yaml file); graphs, engines or checkpoints; or a "
-            "bench.json that is there already. Otherwise the workspace's FP32 graphs and the engines that run here.",
+            help="A recipe (quick, paper_cpu, paper_a100, paper_gpu, throughput_gpu, or a .yaml file); graphs, engines or "
+            "checkpoints; or a bench.json that is there already. Otherwise the workspace's FP32 graphs and the engines "
+            "that run here.",
             show_default=False,
         ),
     ] = None,
@@ -68,7 +71,7 @@ def bench(
     roofline: Annotated[
         bool | None,
         typer.Option(
-            help="Hold graphs against what the processor could do; recipes do by default.", show_default=False
+            help="Hold what is measured against what its device could do; recipes do by default.", show_default=False
         ),
     ] = None,
     report: Annotated[
@@ -119,13 +122,20 @@ def bench(
         "trust": trust,
         "force": force,
         "command": shlex.join(["vexport", *sys.argv[1:]]),
-        "tell": remark,
     }
-    with progress(as_json) as update:
+    with _remarks() as tell, progress(as_json) as update:
+        shared["tell"] = tell
         update("preparing")
         shared["on_step"] = update
         if recipe is not None:
-            _refuse_with_recipe(model=model, weights=weights, batch=batch != 1, cuda_graph=cuda_graph)
+            _refuse_with_recipe(
+                model=model,
+                weights=weights,
+                batch=batch != 1,
+                cuda_graph=cuda_graph,
+                no_baselines=not baselines,
+                no_eager=not eager,
+            )
             outcome = _measure_recipe(recipe, files, overrides, threads, duration, roofline, report, shared)
         else:
             from vexport.pipeline.bench import measure_latency
@@ -150,6 +160,23 @@ def bench(
                 **shared,
             )
     _finish(outcome.document, outcome, old, bound, outcome.files, as_json)
+
+
+@contextmanager
+def _remarks() -> Iterator[Callable[[str], None]]:
+    """Remarks while measuring; what is told of an interrupt becomes the one line that ends the command."""
+    ends: list[str] = []
+
+    def tell(text: str) -> None:
+        if text.startswith(INTERRUPTED):
+            ends.append(text.removeprefix(INTERRUPTED))
+        else:
+            remark(text)
+
+    try:
+        yield tell
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(*(stop.args or ends[-1:])) from None
 
 
 def _sort(given: Sequence[Path]) -> tuple[str | None, list[Path], Path | None]:
@@ -224,6 +251,8 @@ def _finish(
 
 def render(document: Mapping[str, Any]) -> None:
     """One table per group, the verdicts, the advice, and what was measured on."""
+    from vexport.bench.report import published_clock
+
     for group in document["groups"]:
         rows = group["rows"]
         if not any(row["median_ms"] for row in rows):
@@ -232,27 +261,39 @@ def render(document: Mapping[str, Any]) -> None:
             typer.echo(f"{group['backend']}, {group['precision']}: {names}: {'; '.join(reasons)}\n")
             continue
         on_gpu = any(row["device_ms"] for row in rows)
-        columns = ["network", "median ms", "p90", "p99", *(["GPU ms"] if on_gpu else []), "x ResNet-50", "images/s"]
-        columns += ["top-1 %", "publ. A100 ms", "sha256"]
+        floats = {row["against_float"]["precision"]: None for row in rows if row["against_float"]}
+        columns = ["network", "median ms", "p90", "p99", *(["GPU ms"] if on_gpu else [])]
+        columns += ["x ResNet-50", *([f"x its {'/'.join(floats)}"] if floats else []), "images/s", "top-1 %"]
+        clock = published_clock(group["backend"], group["precision"])
+        columns += [f"publ. A100 {clock} ms", "sha256"]
         size = "x".join(str(side) for side in group["input_size"])
-        title = f"{group['backend']}, {group['precision']}, batch {group['batch']}, {size}, on {group['device']}"
-        print_table(title, columns, [_cells(row, on_gpu) for row in rows])
+        on = f", on {group['device']}" if group["device"] else ""
+        title = f"{group['backend']}, {group['precision']}, batch {group['batch']}, {size}{on}"
+        print_table(title, columns, [_cells(row, clock, on_gpu, bool(floats)) for row in rows])
         for verdict in group["verdicts"]:
             typer.echo(verdict)
         typer.echo("")
-    for line in document["advice"]:
+    for line in [*document["advice"], *_throughput(document)]:
         typer.echo(line)
     notes = dict.fromkeys(note for group in document["groups"] for row in group["rows"] for note in row["notes"])
     for note in notes:
         remark(f"note: {note}")
     environment = document["environment"]
-    remark(f"measured on: {environment['cpu']}, {environment['usable_cores']} cores; {environment['os']}")
+    told = [environment.get("cpu"), f"{cores} cores" if (cores := environment.get("usable_cores")) else None]
+    remark(f"measured on: {', '.join(filter(None, told)) or 'not told'}; {environment.get('os') or 'not told'}")
     if not document["complete"]:
         remark("this benchmark was interrupted: groups are missing")
 
 
-def _cells(row: Mapping[str, Any], on_gpu: bool) -> list[str]:
-    found, accuracy = row["ratio"], row["accuracy"]
+def _throughput(document: Mapping[str, Any]) -> list[str]:
+    from vexport.bench.page.document import ThroughputPart
+    from vexport.bench.page.words import throughputs
+
+    return throughputs([ThroughputPart.model_validate(part) for part in document.get("throughput", ())])
+
+
+def _cells(row: Mapping[str, Any], clock: str, on_gpu: bool, by_float: bool) -> list[str]:
+    accuracy = row["accuracy"]
     top1 = f"{accuracy['top1_percent']:.2f} {'publ.' if accuracy['source'] == 'published' else ''}" if accuracy else "-"
     median = "failed" if row["error"] else figure(row["median_ms"], 3 if (row["median_ms"] or 9) < 1 else 2)
     return [
@@ -261,12 +302,17 @@ def _cells(row: Mapping[str, Any], on_gpu: bool) -> list[str]:
         figure(row["p90_ms"]),
         figure(row["p99_ms"]),
         *([figure(row["device_ms"]["median"], 3) if row["device_ms"] else "-"] if on_gpu else []),
-        f"{found['value']:.2f} ({found['low']:.2f}-{found['high']:.2f})" if found else "-",
+        _ratio(row["ratio"]),
+        *([_ratio(row["against_float"])] if by_float else []),
         figure(row["images_per_s"], 1),
         top1.strip(),
-        figure(row["published_a100_ms"]),
+        figure(row["published_latencies_ms"].get(clock)),
         short_hash(row["artifact_sha256"]),
     ]
+
+
+def _ratio(found: Mapping[str, Any] | None) -> str:
+    return f"{found['value']:.2f} ({found['low']:.2f}-{found['high']:.2f})" if found else "-"
 
 
 def render_comparison(comparison: Comparison) -> None:

@@ -12,9 +12,14 @@ import typer
 
 from vexport.errors import EXIT_INTERRUPTED, VexportError
 
+INTERRUPTED = "interrupted: "
+
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command: errors are printed with their hint, an interrupt ends with 130, a bug keeps its traceback."""
+    """Wrap a command: errors are printed with their hint, an interrupt ends with a line and 130, bugs keep tracebacks.
+
+    A KeyboardInterrupt with a text says itself what is there and how to go on.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -26,8 +31,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 said = {"message": error.message, "details": list(error.details), "hint": error.hint}
                 typer.echo(json.dumps({"error": said, "exit_code": error.exit_code}, indent=2))
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted: nothing was left half-written", err=True)
+        except KeyboardInterrupt as stop:
+            typer.echo(f"{INTERRUPTED}{stop.args[0] if stop.args else 'nothing was left half-written'}", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 from vexport.artifacts import Artifact, Engine, Graph
 from vexport.errors import InputError
 from vexport.model.variants import VARIANTS
+from vexport.pipeline.bench_alone import Apart
 from vexport.pipeline.bench_files import FULL_SIZE, cells_of_file, group_cells
-from vexport.pipeline.bench_matrix import Cell, plan_groups
-from vexport.pipeline.bench_session import BenchOutcome, Session, run_session
+from vexport.pipeline.bench_matrix import OFFERS, Cell, plan_groups
+from vexport.pipeline.bench_session import BenchOutcome, run_session
+from vexport.pipeline.bench_settings import Session
 from vexport.pipeline.export import export_graph
 from vexport.pipeline.resolve import Weights, model_names, require_model
 from vexport.workspace import Workspace, load_artifact
@@ -75,7 +78,7 @@ def measure_latency(
         own_processes: Run each candidate in a process of its own. A script that asks for it guards its main part with
             `if __name__ == "__main__"`, as multiprocessing demands.
         resume: Go on from what an interrupted measurement left; needs `own_processes`.
-        roofline: Hold graphs on the CPU against what it could do.
+        roofline: Hold what is measured against what its device could do.
         data: A folder with one subfolder of images per class, for the accuracy of trained artifacts.
         output: The document's file, in place of `bench.json` in the workspace.
         report: A folder for the report; None writes none.
@@ -115,12 +118,18 @@ def measure_latency(
     cells: list[Cell] = []
     for path in _subjects(artifacts, workspace, model, weights, batch, on_step):
         on_step(f"opening {path.name}", None)
-        made = cells_of_file(path, workspace, batch, threads, eager=eager, trust=trust, cuda_graph=cuda_graph)
+        # One process for each: TensorRT's two kinds do not go together in one.
+        with Apart("files", own_process=own_processes) as apart:
+            made = cells_of_file(
+                path, workspace, batch, threads, eager=eager, trust=trust, cuda_graph=cuda_graph, apart=apart
+            )
         # The network behind a graph may have been named itself.
         known = {(cell.backend, cell.made.sha256) for cell in cells if cell.made}
         cells += [cell for cell in made if cell.made and (cell.backend, cell.made.sha256) not in known]
-    if baselines and any(cell.input_size == FULL_SIZE for cell in cells):
-        cells += _baselines(cells, batch, eager)
+    if baselines:
+        cells += _baselines(cells, batch)
+    # Baselines are built as the engines that they stand beside.
+    session = replace(session, engine_tf32=any(cell.made.tf32 for cell in cells if cell.made))
     return run_session(session, group_cells(cells))
 
 
@@ -167,11 +176,15 @@ def measure_recipe(
         output or workspace.root / "bench" / recipe.name / "bench.json",
         workspace,
         Clock(**recipe.clock.model_dump()),
-        timeouts=Timeouts(**recipe.timeouts.model_dump()),
+        timeouts=Timeouts(**recipe.timeouts.model_dump(exclude={"make_s"})),
+        make_s=recipe.timeouts.make_s,
         threads=recipe.threads,
         resume=resume,
         max_open=recipe.max_open,
         roofline=recipe.roofline,
+        tf32=recipe.tf32,
+        engine_tf32=recipe.tf32,
+        cuda_graph=recipe.cuda_graph,
         data=data or (Path(recipe.data) if recipe.data else None),
         limit=recipe.limit,
         recipe=recipe.to_json(),
@@ -183,14 +196,22 @@ def measure_recipe(
         tell=tell,
     )
     _require_options(session)
-    named = [
-        cell
-        for path in artifacts
-        for batch in recipe.batches
-        for cell in cells_of_file(
-            path, workspace, batch, recipe.threads, eager=False, trust=trust, backends=recipe.backends
-        )
-    ]
+    named: list[Cell] = []
+    for path in artifacts:
+        on_step(f"opening {path.name}", None)
+        with Apart("files") as apart:
+            for batch in recipe.batches:
+                named += cells_of_file(
+                    path,
+                    workspace,
+                    batch,
+                    recipe.threads,
+                    eager=False,
+                    trust=trust,
+                    cuda_graph=recipe.cuda_graph,
+                    backends=recipe.backends,
+                    apart=apart,
+                )
     groups = group_cells([cell for cells in plan_groups(recipe) for cell in cells] + named)
     if not groups:
         raise InputError(
@@ -230,17 +251,15 @@ def _require_options(session: Session) -> None:
         read_class_folders(session.data)  # refuses before the work what would fail after it
 
 
-def _baselines(cells: Sequence[Cell], batch: int, eager: bool) -> list[Cell]:
+def _baselines(cells: Sequence[Cell], batch: int) -> list[Cell]:
     """Baselines beside full-size networks, in each group that has one."""
-    present = {cell.network for cell in cells}
-    backends = {(cell.backend, cell.precision) for cell in cells if cell.input_size == FULL_SIZE}
-    beside = [("onnxruntime", "fp32"), *([("pytorch", "fp32")] if eager else [])]
-    wanted = [pair for pair in beside if pair in backends or pair[0] == "onnxruntime"]
+    present = {(cell.network, cell.backend, cell.precision) for cell in cells}
+    beside = dict.fromkeys((cell.backend, cell.precision) for cell in cells if cell.input_size == FULL_SIZE)
     return [
         Cell(name, backend, precision, batch, FULL_SIZE, model=name, is_published=True)
         for name in BASELINE_NAMES
-        if name not in present
-        for backend, precision in wanted
+        for backend, precision in beside
+        if precision in OFFERS[backend] and (name, backend, precision) not in present
     ]
 
 

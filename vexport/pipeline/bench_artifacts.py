@@ -8,7 +8,7 @@ no other command takes them for trained ones.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -22,6 +22,7 @@ from vexport.pipeline.resolve import RANDOM_SEED, random_parent, stem_of
 from vexport.workspace import Workspace, hash_file, read_manifest, size_bytes, stage, up_to_date
 
 if TYPE_CHECKING:
+    from vexport.engine.runtime import RuntimeName
     from vexport.pipeline.ready import Precision
 
 Weights = Literal["trained", "random"]
@@ -43,6 +44,8 @@ class Made:
         size_bytes: Of the file.
         weights: Whether they are trained.
         notes: What the reader should know.
+        graph: The graph that an engine was built from, where it is at hand.
+        tf32: Whether an engine's FP32 layers may round to TF32; None where it has no say.
     """
 
     path: Path | None
@@ -51,6 +54,8 @@ class Made:
     size_bytes: int | None
     weights: Weights
     notes: tuple[str, ...] = ()
+    graph: Path | None = None
+    tf32: bool | None = None
 
 
 class Artifacts:
@@ -59,10 +64,13 @@ class Artifacts:
     Args:
         workspace: Where trained ones are looked for, and below which others are made.
         on_step: Told what is going on.
+
+    `made_anew` says whether anything was not there already.
     """
 
     def __init__(self, workspace: Workspace, on_step: OnStep) -> None:
         self.workspace, self.on_step = workspace, on_step
+        self.made_anew = False
         self.made = Workspace(workspace.root / "bench" / "artifacts")
         self._known: dict[tuple[object, ...], Made] = {}
 
@@ -91,8 +99,18 @@ class Artifacts:
             self._known[key] = self._module(network)
         return self._known[key]
 
-    def engine(self, network: str, precision: str, size: int, batch: int) -> Made:
+    def engine(
+        self, network: str, precision: str, size: int, batch: int, *, runtime: RuntimeName, tf32: bool = True
+    ) -> Made:
         """A TensorRT engine for the GPU at hand, for one batch.
+
+        Args:
+            network: Variant or baseline.
+            precision: Of the engine.
+            size: Height and width of the images.
+            batch: Images per call.
+            runtime: Which TensorRT.
+            tf32: Whether FP32 layers may round to TF32.
 
         Raises:
             VexportError: it cannot be built.
@@ -102,17 +120,20 @@ class Artifacts:
 
         graph = self.graph(network, "int8" if precision == "int8" else "fp32", size)
         assert graph.path is not None
-        target = self.made.root / f"{stem_of(graph.path)}.{precision}.batch{batch}.engine"
+        allowed = tf32 and precision == "fp32"
+        kind = "tf32" if allowed else precision
         built = build_engine(
             graph.path,
             workspace=self.made,
             precision=cast("Precision", precision),
-            options=BuildOptions(precision, min_batch=batch, opt_batch=batch, max_batch=batch),
-            output=target,
+            runtime=runtime,
+            options=BuildOptions(precision, min_batch=batch, opt_batch=batch, max_batch=batch, tf32=allowed),
+            output=self.made.root / f"{stem_of(graph.path)}.{kind}.batch{batch}.{runtime}.engine",
             on_progress=lambda text, share: self.on_step(f"{network}: {text}", share),
         )
-        notes = (*graph.notes, *built.notes)
-        return _of(built.artifact.path, built.artifact.sha256, graph.weights, notes)
+        self.made_anew |= not built.up_to_date
+        found = _of(built.artifact.path, built.artifact.sha256, graph.weights, (*graph.notes, *built.notes))
+        return replace(found, graph=built.graph, tf32=allowed)
 
     @cached_property
     def _trained(self) -> list[Graph | Checkpoint]:
@@ -156,14 +177,16 @@ class Artifacts:
             return found
         self.on_step(f"exporting {network}", None)
         usual = size == 224
-        made = export_graph(
+        result = export_graph(
             workspace=self.made,
             model=network,
             weights="random",
             size=None if usual else size,
             output=None if usual else self.made.root / f"{network}.random.{size}.onnx",
             on_step=lambda text: self.on_step(f"{network}: {text}", None),
-        ).artifact
+        )
+        self.made_anew |= not result.up_to_date
+        made = result.artifact
         return _of(made.path, made.sha256, "random", (RANDOM_NOTE,))
 
     def _half(self, network: str, size: int, precision: str) -> Made:
@@ -177,7 +200,9 @@ class Artifacts:
         self.on_step(f"{network}: converting to {precision.upper()}", None)
         source = find_graph(fp32.path, workspace=self.made)
         half: Literal["fp16", "bf16"] = "fp16" if precision == "fp16" else "bf16"
-        made = convert_graph(source, half, workspace=self.made).artifact
+        result = convert_graph(source, half, workspace=self.made)
+        self.made_anew |= not result.up_to_date
+        made = result.artifact
         return _of(made.path, made.sha256, fp32.weights, fp32.notes)
 
     def _int8(self, network: str, size: int) -> Made:
@@ -187,7 +212,8 @@ class Artifacts:
         fp32 = self.graph(network, "fp32", size)
         assert fp32.path is not None
         self.on_step(f"{network}: quantising", None)
-        made = quantize_for_latency(fp32.path, self.made, size)
+        made, was_there = quantize_for_latency(fp32.path, self.made, size)
+        self.made_anew |= not was_there
         return _of(made.path, made.sha256, fp32.weights, (*fp32.notes, *made.facts["notes"]))
 
     def _module(self, network: str) -> Made:
@@ -203,17 +229,22 @@ class Artifacts:
         if found is not None:
             return found
         self.on_step(f"{network}: merging", None)
-        made = fuse_checkpoint(None, workspace=self.made, model=network, weights="random").artifact
+        result = fuse_checkpoint(None, workspace=self.made, model=network, weights="random")
+        self.made_anew |= not result.up_to_date
+        made = result.artifact
         return _of(made.path, made.sha256, "random", (RANDOM_NOTE,))
 
 
-def quantize_for_latency(fp32: Path, workspace: Workspace, size: int) -> Graph:
+def quantize_for_latency(fp32: Path, workspace: Workspace, size: int) -> tuple[Graph, bool]:
     """The INT8 graph of an FP32 graph with ranges of a few noise images: as fast as a proven one, and no more.
 
     Args:
         fp32: The graph.
         workspace: Where the result goes.
         size: Height and width of the images.
+
+    Returns:
+        The graph, and whether it was there already.
 
     Raises:
         VexportError: it cannot be quantised.
@@ -224,7 +255,7 @@ def quantize_for_latency(fp32: Path, workspace: Workspace, size: int) -> Graph:
     versions = tool_versions(*_LIBRARIES)
     done = up_to_date(Graph, target, parent=parent, options=options, versions=versions)
     if done is not None:
-        return done
+        return done, True
     from vexport.graph.inspect import count_operators, count_parameters, read_graph
     from vexport.graph.precision import lift_constants
     from vexport.graph.quantize import conv_edges, conv_inputs, conv_nodes, quantize
@@ -258,10 +289,11 @@ def quantize_for_latency(fp32: Path, workspace: Workspace, size: int) -> Graph:
     }
     with stage(target) as staging:
         write_graph(result, staging.path)
-        return staging.publish(
+        made = staging.publish(
             Graph,
             lambda sha256, bytes_: Manifest("graph", sha256, bytes_, source.parent, options, facts, versions=versions),
         )
+    return made, False
 
 
 def is_published_size(facts: dict[str, Any], network: str) -> bool:

@@ -1,4 +1,8 @@
-"""Documents of earlier benchmarks: read, reported anew, held against each other."""
+"""Documents of earlier benchmarks: read, reported anew, held against each other.
+
+A document of the schema may lack fields that came later. They are filled with what the schema says, with the paper's
+figures of the networks that it names, and with the conclusions of today.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vexport.bench.advice import conclude
 from vexport.bench.compare import Comparison, compare_documents
+from vexport.bench.report import published_clock
 from vexport.errors import InputError
 from vexport.workspace import require_file
 
@@ -19,6 +25,9 @@ def read_document(path: Path) -> dict[str, Any]:
 
     Args:
         path: The .json file.
+
+    Returns:
+        With every field of the schema; what the file says stays as it is, but for the advice, which is drawn anew.
 
     Raises:
         InputError: it is not one, or of another schema.
@@ -33,11 +42,33 @@ def read_document(path: Path) -> dict[str, Any]:
     from vexport.bench.page import validate
 
     try:
-        validate(data)
+        typed = validate(data)
     except InputError as error:
         raise InputError(f"{path}: {error.message}", details=error.details, hint=error.hint) from error
-    document: dict[str, Any] = data
-    return document
+    return _complete(data, typed.model_dump(mode="json", by_alias=True))
+
+
+def _complete(data: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with all fields, those of `full` where it has none."""
+    groups = []
+    for group, full_group in zip(data.get("groups", ()), full["groups"], strict=True):
+        shared = {key: group[key] for key in ("backend", "precision", "batch", "input_size")}
+        pairs = zip(group.get("rows", ()), full_group["rows"], strict=True)
+        rows = [_with_published({**full_row, "label": row["network"], **shared, **row}) for row, full_row in pairs]
+        groups.append({**full_group, **group, "rows": rows})
+    return {**full, **data, **conclude(groups)}
+
+
+def _with_published(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a published network, with the paper's latencies by their clocks."""
+    if row["published_latencies_ms"] or row["published_top1"] is None:
+        return row
+    from vexport.model.baselines import published_figures  # imports torch
+    from vexport.pipeline.bench_document import published_latencies
+
+    latencies = published_latencies(published_figures(row["network"]), row["batch"])
+    fitting = latencies.get(published_clock(row["backend"], row["precision"]))
+    return row | {"published_latencies_ms": latencies, "published_a100_ms": row["published_a100_ms"] or fitting}
 
 
 def read_share(text: str) -> float:

@@ -7,8 +7,18 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from vexport.bench.advice import Option, advise
-from vexport.bench.report import BASELINE, SCHEMA, BenchReport, Case, make_report, row_to_json, verdicts
+from vexport.bench.advice import conclude
+from vexport.bench.report import (
+    BASELINE,
+    SCHEMA,
+    BenchReport,
+    Case,
+    make_report,
+    published_clock,
+    row_to_json,
+    verdicts,
+)
+from vexport.bench.scenarios import throughput_over_batches
 from vexport.bench.watch import summarise
 from vexport.deps import tool_versions
 from vexport.model.baselines import network_family, network_label, published_figures
@@ -58,7 +68,7 @@ def make_document(found: Found) -> tuple[dict[str, Any], BenchReport]:
     Args:
         found: What was measured.
     """
-    groups, options, reports = [], list[Option](), []
+    groups, reports = [], []
     host = _host_of_published(found)
     for results in found.groups:
         report = make_report([(_case(one, results), one.samples) for one in results], environment={}, settings={})
@@ -66,11 +76,7 @@ def make_document(found: Found) -> tuple[dict[str, Any], BenchReport]:
         device = device_name(results[0], found.environment)
         rows = []
         for result, row, samples in zip(results, report.rows, report.samples, strict=True):
-            accuracy = _accuracy(result, found.accuracies)
-            rows.append(row_to_json(row, samples) | _more(result, accuracy, found))
-            top1, images = (accuracy["top1_percent"], accuracy["images"]) if accuracy else (None, None)
-            family = network_family(result.cell.model or "")
-            options.append(Option(row, samples, device, result.cell.backend, family, top1, images))
+            rows.append(row_to_json(row, samples) | _more(result, found))
         if results is host:
             rows += [_figures_only(name, rows[0]) for name in found.published]
         cell = results[0].cell
@@ -101,8 +107,8 @@ def make_document(found: Found) -> tuple[dict[str, Any], BenchReport]:
         "environment": dict(found.environment),
         "settings": settings,
         "peaks": found.peaks.to_json() if found.peaks else None,
-        "groups": groups,
-        "advice": advise(options),
+        "throughput": _throughput(found.groups),
+        **conclude(groups),
     }
     rows_and_samples = [pair for one in reports for pair in zip(one.rows, one.samples, strict=True)]
     flat = BenchReport(
@@ -112,6 +118,26 @@ def make_document(found: Found) -> tuple[dict[str, Any], BenchReport]:
         settings,
     )
     return document, flat
+
+
+def _throughput(groups: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
+    """Images per second over batch sizes, of every network that was measured at several."""
+    found = throughput_over_batches(
+        ((one.cell.network, one.cell.backend, one.cell.precision, one.cell.input_size), one.cell.batch, one.samples)
+        for results in groups
+        for one in results
+    )
+    return [
+        {
+            "network": network,
+            "label": network_label(network),
+            "backend": backend,
+            "precision": precision.upper(),
+            "input_size": list(size),
+            "batches": [rate.to_json() for rate in rates],
+        }
+        for (network, backend, precision, size), rates in found.items()
+    ]
 
 
 def device_name(result: Result, environment: Mapping[str, Any]) -> str:
@@ -141,20 +167,26 @@ def _case(result: Result, group: Sequence[Result]) -> Case:
         input_size=cell.input_size,
         artifact_sha256=cell.made.sha256 if cell.made else None,
         published_top1=published.top1 if published else None,
-        published_a100_ms=_published_ms(published, cell.backend, cell.precision, cell.batch),
+        published_a100_ms=published_latencies(published, cell.batch).get(published_clock(cell.backend, cell.precision)),
         label=network_label(cell.network),
     )
 
 
-def _published_ms(published: Published | None, backend: str, precision: str, batch: int) -> float | None:
-    """The published latency of the same kind of backend; all are of one image."""
+def published_latencies(published: Published | None, batch: int) -> dict[str, float]:
+    """The paper's latencies on an A100 by the clock that they were taken with; all are of one image.
+
+    Args:
+        published: A network's figures; None where it has none.
+        batch: Images per call of what stands beside them.
+    """
     if published is None or batch != 1:
-        return None
-    if backend.startswith("pytorch") and precision == "fp32":
-        return published.a100_pytorch_ms
-    if backend == "tensorrt":
-        return {"fp32": published.a100_trt_fp32_ms, "fp16": published.a100_trt_fp16_ms}.get(precision)
-    return None
+        return {}
+    found = {
+        "PyTorch": published.a100_pytorch_ms,
+        "TensorRT FP32": published.a100_trt_fp32_ms,
+        "TensorRT FP16": published.a100_trt_fp16_ms,
+    }
+    return {clock: ms for clock, ms in found.items() if ms is not None}
 
 
 def _accuracy(result: Result, measured: Accuracies) -> dict[str, Any] | None:
@@ -168,9 +200,10 @@ def _accuracy(result: Result, measured: Accuracies) -> dict[str, Any] | None:
     return {"top1_percent": published.top1, "source": "published", "images": None, "data": "ImageNet"}
 
 
-def _more(result: Result, accuracy: Mapping[str, Any] | None, found: Found) -> dict[str, Any]:
+def _more(result: Result, found: Found) -> dict[str, Any]:
     """What a row has besides its figures."""
     cell, made = result.cell, result.cell.made
+    published = published_figures(cell.model) if cell.model and cell.is_published else None
     roofline = found.rooflines.get((*cell.group, cell.name))
     counted = {key: cell.counted.get(key) for key in ("depth", "parameters", "gmacs")}
     return {
@@ -182,16 +215,18 @@ def _more(result: Result, accuracy: Mapping[str, Any] | None, found: Found) -> d
         "artifact": made.name if made else None,
         "weights": made.weights if made else None,
         "notes": list(made.notes) if made else [],
-        "accuracy": dict(accuracy) if accuracy else None,
+        "accuracy": _accuracy(result, found.accuracies),
+        "published_latencies_ms": published_latencies(published, cell.batch),
         "failure": dict(result.failure) if result.failure else None,
         "waiting": dict(result.waiting) if result.waiting else None,
-        "roofline": _without_peaks(roofline) if roofline else None,
+        "roofline": _roofline(roofline, found.peaks) if roofline else None,
     }
 
 
-def _without_peaks(roofline: NetworkRoofline) -> dict[str, Any]:
-    """The document has the peaks once."""
-    return {key: value for key, value in roofline.to_json().items() if key != "peaks"}
+def _roofline(roofline: NetworkRoofline, main: PeakRates | None) -> dict[str, Any]:
+    """The document has its main device's peaks once; a roofline on another device brings its own."""
+    own = roofline.peaks is not main
+    return {key: value for key, value in roofline.to_json().items() if own or key != "peaks"}
 
 
 def _host_of_published(found: Found) -> Sequence[Result] | None:
@@ -224,6 +259,7 @@ def _figures_only(name: str, like: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy": {"top1_percent": published.top1, "source": "published", "images": None, "data": "ImageNet"},
         "published_top1": published.top1,
         "published_a100_ms": published.a100_pytorch_ms,
+        "published_latencies_ms": published_latencies(published, 1),
         "notes": ["published figures only: no kept library has this network"],
         "unstable": False,
         "count": 0,

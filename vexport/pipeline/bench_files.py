@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from vexport.artifacts import Checkpoint, Manifest
 from vexport.bench.cell import OpenArtifact
 from vexport.errors import InputError
 from vexport.model.variants import VARIANTS
+from vexport.pipeline.bench_alone import Apart
 from vexport.pipeline.bench_artifacts import RANDOM_NOTE, Made, Weights, is_published_size
-from vexport.pipeline.bench_matrix import Cell, count_file, count_network
+from vexport.pipeline.bench_count import count_file, count_network
+from vexport.pipeline.bench_matrix import Cell
 from vexport.pipeline.resolve import RANDOM_SEED, random_parent
 from vexport.workspace import Workspace, hash_file, read_manifest, size_bytes
 
 FULL_SIZE = (3, 224, 224)
+LOOK_S = 600.0  # until a file that is opened counts as hung
 _ENDINGS = (".onnx", ".engine", ".plan", ".safetensors", ".deploy", ".fp16", ".bf16", ".latency", ".int8", ".random")
 
 
@@ -29,10 +33,11 @@ def cells_of_file(
     trust: bool = False,
     cuda_graph: bool = False,
     backends: Sequence[str] = (),
+    apart: Apart,
 ) -> list[Cell]:
     """The cells of one artifact.
 
-    It is opened once here, so that a file that cannot be measured is refused before anything is.
+    It is opened once before, so that a file that cannot be measured is refused before anything is.
 
     Args:
         path: A graph, an engine or a checkpoint.
@@ -42,16 +47,15 @@ def cells_of_file(
         eager: Whether eager PyTorch stands beside a graph.
         trust: Open an engine that vexport did not write.
         cuda_graph: Let an engine replay its launches as a CUDA graph.
-        backends: Those of them that take it; the usual one where none does.
+        backends: Those of them that take it; the usual one where none does. An engine has one of its own.
+        apart: Where it is opened.
 
     Raises:
         VexportError: it cannot be opened, or has another batch.
     """
-    from vexport.run import open_runner
-    from vexport.run.backends import BACKENDS, DEFAULTS, kind_of
+    from vexport.run.backends import BACKENDS, DEFAULTS, engine_backend, kind_of
 
-    with open_runner(path, threads=threads, trust=trust, cuda_graph=cuda_graph) as runner:
-        shape = runner.input_shape
+    shape = apart.call(f"opening {path}", LookAt(path, threads, trust, cuda_graph), LOOK_S)
     if shape[0] not in (None, batch):
         raise InputError(f"{path} has a fixed batch of {shape[0]}", hint=f"--batch {shape[0]}")
     channels, height, width = (side or usual for side, usual in zip(shape[1:], FULL_SIZE, strict=True))
@@ -59,9 +63,13 @@ def cells_of_file(
     manifest = read_manifest(path)
     facts = manifest.facts if manifest else {}
     model = str(facts["model"]) if facts.get("model") else None
-    made = Made(path, path.name, hash_file(path), size_bytes(path), _weights(path), _notes(path))
     kind = kind_of(path)
-    chosen = [name for name in backends if BACKENDS[name].takes == kind] or [DEFAULTS[kind]]
+    made = Made(path, path.name, hash_file(path), size_bytes(path), _weights(path), _notes(path))
+    if kind == "engine":
+        made = replace(made, graph=_graph_of(path, manifest, workspace), tf32=facts.get("tf32"))
+        chosen: list[str] = [engine_backend(path)]
+    else:
+        chosen = [name for name in backends if BACKENDS[name].takes == kind] or [DEFAULTS[kind]]
     precision = str(facts.get("precision", "fp32")).lower()
     opener = OpenArtifact(path, None, batch, size, threads, trust, cuda_graph)
     cells = [
@@ -72,7 +80,7 @@ def cells_of_file(
             batch,
             size,
             made,
-            _with_backend(opener, backend),
+            replace(opener, backend=backend),
             model=model,
             is_published=_is_published(model, facts, size),
             counted=_count(path, model, facts, size, batch),
@@ -81,6 +89,22 @@ def cells_of_file(
     ]
     beside = _eager(path, manifest, workspace, cells[0], threads) if eager and kind == "graph" else None
     return [*cells, *([beside] if beside else [])]
+
+
+@dataclass(frozen=True)
+class LookAt:
+    """Opens an artifact with its usual backend and tells what it takes: N, C, H and W, None where any size goes."""
+
+    path: Path
+    threads: int | None
+    trust: bool
+    cuda_graph: bool
+
+    def __call__(self) -> tuple[int | None, ...]:
+        from vexport.run import open_runner
+
+        with open_runner(self.path, threads=self.threads, trust=self.trust, cuda_graph=self.cuda_graph) as runner:
+            return runner.input_shape
 
 
 def group_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -131,10 +155,14 @@ def _eager(
     )
 
 
-def _with_backend(opener: OpenArtifact, backend: str) -> OpenArtifact:
-    from dataclasses import replace
+def _graph_of(engine: Path, manifest: Manifest | None, workspace: Workspace) -> Path | None:
+    """The graph that an engine was built from: beside it or in the workspace, known by its hash."""
+    if manifest is None or manifest.parent is None:
+        return None
+    from vexport.engine.refit import find_parent_graph
 
-    return replace(opener, backend=backend)
+    named = workspace.root / manifest.parent.name
+    return find_parent_graph(engine, manifest, [named])
 
 
 def _computed(backend: str, precision: str) -> str:

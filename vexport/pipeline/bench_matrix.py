@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vexport.bench.cell import OpenArtifact
 from vexport.errors import VexportError
-from vexport.model.variants import VARIANTS
-from vexport.pipeline.bench_artifacts import Artifacts, Made
+from vexport.pipeline.bench_artifacts import Made
+from vexport.pipeline.bench_make import MakeArtifact, Maker
 from vexport.pipeline.resolve import RANDOM_SEED
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ OFFERS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "openvino": {"fp32": "fp32", "int8": "int8"},
         "openvino-bf16": {"bf16": "fp32", "int8": "int8"},
         "tensorrt": {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"},
+        "tensorrt-rtx": {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"},
     }
 )
 
@@ -126,95 +126,45 @@ def split_large(cells: Sequence[Cell], most: int, baseline: str) -> list[list[Ce
     return [[*others[start : start + step], *shared] for start in range(0, len(others), step)]
 
 
-def why_not_here(backend: str) -> str | None:
-    """Why a backend does not run on this machine; None where it does."""
+def make_cell(cell: Cell, maker: Maker, threads: int | None, *, cuda_graph: bool = False) -> Cell:
+    """Find or make what a cell opens. What fails is its reason for not running.
+
+    Args:
+        cell: As planned.
+        maker: Makes artifacts.
+        threads: To compute with.
+        cuda_graph: Let engines replay their launches as CUDA graphs.
+    """
     from vexport.run.backends import BACKENDS
 
-    return BACKENDS[backend].why_not_here()
-
-
-def make_cell(cell: Cell, artifacts: Artifacts, threads: int | None) -> Cell:
-    """Find or make what a cell opens. What fails is its reason for not running."""
-    from vexport.run.backends import BACKENDS
-
-    size = cell.input_size[1]
+    kind = BACKENDS[cell.backend].takes
+    request = MakeArtifact(
+        maker.root,
+        kind,
+        cell.network,
+        cell.precision if kind == "engine" else OFFERS[cell.backend][cell.precision],
+        cell.input_size,
+        cell.batch if kind == "engine" else None,
+        cell.backend if kind == "engine" else None,
+        maker.tf32 if kind == "engine" else True,
+    )
     try:
-        kind = BACKENDS[cell.backend].takes
-        if kind == "engine":
-            made = artifacts.engine(cell.network, cell.precision, size, cell.batch)
-        elif kind == "graph":
-            made = artifacts.graph(cell.network, OFFERS[cell.backend][cell.precision], size)
-        else:
-            made = artifacts.module(cell.network, size)
-        counted = count_network(cell.network, cell.input_size)
+        done = maker.make(request, f"{cell.network}, {cell.backend} {cell.precision.upper()}")
     except VexportError as error:
-        details = f": {error.details[0]}" if error.details else ""
-        return replace(cell, why_not=f"it could not be made: {error.message}{details}")
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        # Other libraries' networks at sizes that they do not take, for one.
-        from vexport.bench.clock import in_words
-
-        return replace(cell, why_not=f"it could not be made: {in_words(error)}")
+        return replace(cell, why_not=f"it could not be made: {describe_error(error)}")
     opener = OpenArtifact(
-        made.path,
+        done.made.path,
         cell.backend,
         cell.batch,
         cell.input_size,
         threads=threads,
-        baseline=cell.network if made.path is None else None,
+        cuda_graph=cuda_graph and kind == "engine",
+        baseline=cell.network if done.made.path is None else None,
         seed=RANDOM_SEED,
     )
-    return replace(cell, made=made, opener=opener, counted=counted)
+    return replace(cell, made=done.made, opener=opener, counted=done.counted)
 
 
-_COUNTED: dict[tuple[str, tuple[int, int, int]], dict[str, Any]] = {}
-
-
-def count_network(name: str, input_size: tuple[int, int, int]) -> dict[str, Any]:
-    """Parameters, GMACs and depth of a variant or baseline, counted without memory.
-
-    Depth is the number of layers with weights; of a variant as its authors count, where the depthwise convolutions of
-    series activations are none.
-
-    Args:
-        name: Variant or baseline.
-        input_size: C, H and W.
-    """
-    if (name, input_size) not in _COUNTED:
-        import torch
-        from torch import nn
-
-        from vexport.model.baselines import create_baseline
-        from vexport.model.build import build_network, count_cost
-        from vexport.model.variants import make_spec
-
-        with torch.device("meta"):
-            is_variant = name in VARIANTS
-            module = build_network(make_spec(name), form="deployed") if is_variant else create_baseline(name)
-        layers = sum(isinstance(one, nn.Conv2d | nn.Linear) for one in module.modules())
-        cost = count_cost(module, input_size)
-        _COUNTED[name, input_size] = {
-            "parameters": cost.params,
-            "gmacs": cost.gmacs,
-            "depth": len(VARIANTS[name].dims) + 1 if is_variant else layers,
-        }
-    return _COUNTED[name, input_size]
-
-
-def count_file(path: Path, input_size: tuple[int, int, int], batch: int) -> dict[str, Any]:
-    """The same of a graph; nothing of other files."""
-    if path.suffix.lower() != ".onnx":
-        return {}
-    from vexport.graph.fused import count_fused
-    from vexport.graph.inspect import count_parameters, read_graph
-
-    model = read_graph(path)
-    try:
-        cost = count_fused(model, batch=batch, size=input_size[1:])
-    except VexportError:
-        return {"parameters": count_parameters(model)}
-    return {
-        "parameters": count_parameters(model),
-        "gmacs": cost.macs / cost.batch / 1e9,
-        "depth": sum(layer.macs > 0 for layer in cost.layers),
-    }
+def describe_error(error: VexportError) -> str:
+    """An error in one line, with its first detail."""
+    return f"{error.message}: {error.details[0]}" if error.details else error.message

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,12 +20,14 @@ from vexport.bench.clock import PARTS_SHARE, Clock, Recorder, Samples, in_words
 from vexport.bench.scheduler import take_turns
 from vexport.bench.watch import Watch
 from vexport.bench.worker import Timeouts, Worker
-from vexport.errors import VexportError
 from vexport.pipeline.bench_matrix import Cell
+from vexport.pipeline.bench_tf32 import tf32_note
 from vexport.workspace import mapped_os_errors
 
 OnStep = Callable[[str, float | None], None]
-OPEN_S = {"cpu": 4.0, "gpu": 12.0}  # to start a process and open a network in it, for the first estimate
+NOT_RUN = "not run"
+# To start a process and open a network in it, for the first estimate; some compile kernels or build an engine then.
+OPEN_S = {"cpu": 4.0, "gpu": 12.0, "torch-compile": 40.0, "torch-compile-fp16": 40.0, "onnxruntime-tensorrt": 60.0}
 ISOLATION = (
     "each network in a process of its own; those of a group take turns, in an order drawn for each round; "
     "a process that waits for its turn holds memory and no core (run.waiting says what it took all the same)"
@@ -55,6 +57,11 @@ class Result:
     def measured(self) -> bool:
         return self.samples.error is None and self.samples.count > 0
 
+    @property
+    def failed(self) -> bool:
+        """Whether it ran and did not come to its end; trying again may help."""
+        return self.failure is not None and self.failure["kind"] != NOT_RUN
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.cell.name,
@@ -66,24 +73,29 @@ class Result:
 
     @classmethod
     def from_json(cls, cell: Cell, data: Mapping[str, Any]) -> Result:
-        return cls(cell, Samples.from_json(data["samples"]), data["facts"], data["failure"], data["waiting"])
+        return cls(
+            noted(cell, data["facts"]),
+            Samples.from_json(data["samples"]),
+            data["facts"],
+            data["failure"],
+            data["waiting"],
+        )
 
 
 def not_run(cell: Cell, reason: str) -> Result:
     """A cell that keeps its place, with the reason."""
-    return Result(cell, Samples(cell.name, (), f"not run: {reason}"), failure={"kind": "not run", "text": reason})
+    return Result(cell, Samples(cell.name, (), f"not run: {reason}"), failure={"kind": NOT_RUN, "text": reason})
 
 
 class Estimate:
     """How long groups will take: from the settings at first, then corrected by those that are done.
 
     Args:
-        groups: How many cells each has, and whether on a GPU.
-        clock: How they are measured.
+        planned_s: What each would take by the settings, see `cell_seconds`.
     """
 
-    def __init__(self, groups: Sequence[tuple[int, bool]], clock: Clock) -> None:
-        self._planned = [count * cell_seconds(clock, on_gpu) for count, on_gpu in groups]
+    def __init__(self, planned_s: Sequence[float]) -> None:
+        self._planned = list(planned_s)
         self._done: list[tuple[float, float]] = []
         self.total_s = sum(self._planned)
 
@@ -106,10 +118,13 @@ class Estimate:
         return min(1.0, done / self.total_s) if self.total_s else 1.0
 
 
-def cell_seconds(clock: Clock, on_gpu: bool) -> float:
-    """What one cell takes, about."""
-    measured = clock.duration_s * (1 + PARTS_SHARE if on_gpu else 1) + clock.rounds * clock.settle_s
-    return OPEN_S["gpu" if on_gpu else "cpu"] + clock.warmup_s + measured
+def cell_seconds(cell: Cell, clock: Clock) -> float:
+    """What one cell takes, about; nothing where it does not run."""
+    if cell.opener is None:
+        return 0.0
+    opening = OPEN_S.get(cell.backend, OPEN_S["gpu" if cell.on_gpu else "cpu"])
+    measured = clock.duration_s * (1 + PARTS_SHARE if cell.on_gpu else 1) + clock.rounds * clock.settle_s
+    return opening + clock.warmup_s + measured
 
 
 def measure_group(
@@ -161,7 +176,7 @@ def _in_workers(
     run = take_turns(workers, rounds=clock.rounds, seed=clock.seed, progress=_telling(cells, on_turn))
     return [
         Result(
-            cell,
+            noted(cell, worker.facts),
             run.samples[cell.name],
             worker.facts,
             worker.failure.to_json() if worker.failure else None,
@@ -169,6 +184,14 @@ def _in_workers(
         )
         for cell, worker in zip(cells, workers, strict=True)
     ]
+
+
+def noted(cell: Cell, facts: Mapping[str, Any]) -> Cell:
+    """A cell whose notes say what FP32 was on its GPU, as its runner tells."""
+    note = tf32_note(cell, facts) if facts else None
+    if note is None or cell.made is None:
+        return cell
+    return replace(cell, made=replace(cell.made, notes=(*cell.made.notes, note)))
 
 
 def _holds_gpu() -> int:
@@ -199,7 +222,7 @@ def _in_this_process(
         facts.append(dict(opened.facts))
     run = take_turns(recorders, rounds=clock.rounds, seed=clock.seed, progress=_telling(cells, on_turn))
     return [
-        Result(cell, samples, told, {"kind": "failed", "text": samples.error} if samples.error else None)
+        Result(noted(cell, told), samples, told, {"kind": "failed", "text": samples.error} if samples.error else None)
         for cell, samples, told in zip(cells, run.samples.values(), facts, strict=True)
     ]
 
@@ -227,9 +250,23 @@ def group_key(cells: Sequence[Cell], settings: Mapping[str, Any], environment: M
     """
     gpu = environment.get("gpu") or {}
     machine = {name: environment.get(name) for name in ("cpu", "usable_cores", "os", "python", "versions", "gpus")}
-    what = [[*cell.group, cell.network, cell.made.sha256 if cell.made else cell.why_not] for cell in cells]
+    machine["variables"] = environment.get("variables")
+    what = [
+        [
+            *cell.group,
+            cell.network,
+            cell.made.sha256 if cell.made else cell.why_not,
+            bool(cell.opener and cell.opener.cuda_graph),
+        ]
+        for cell in cells
+    ]
     text = json.dumps([what, dict(settings), machine, gpu.get("driver")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def replays(cell: Cell) -> bool:
+    """Whether its launches are replayed as a CUDA graph."""
+    return cell.opener is not None and cell.opener.cuda_graph
 
 
 class GroupStore:
@@ -237,10 +274,17 @@ class GroupStore:
 
     Args:
         folder: Where they live.
+        resume: Keep those of an earlier benchmark; otherwise the first new one takes their place.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, resume: bool = True) -> None:
         self.folder = folder
+        self._stale = not resume
+
+    @property
+    def count(self) -> int:
+        """How many there are, of whatever settings."""
+        return sum(1 for _ in self._groups())
 
     def require_writable(self) -> None:
         """Refuse before the work what could not be written after it.
@@ -254,14 +298,19 @@ class GroupStore:
                 pass
 
     def find(self, key: str, cells: Sequence[Cell]) -> list[Result] | None:
-        """A stored group; None where there is none, where not one of its cells was measured, or it is damaged."""
+        """A stored group; None where there is none or it is damaged.
+
+        One is measured again where not one of its cells was measured, or where a cell failed: a crash, a lack of
+        memory or a GPU that was gone may not come again.
+        """
         try:
             data = json.loads(self._path(key).read_text(encoding="utf-8"))
             found = {one["name"]: one for one in data["cells"]}
             results = [Result.from_json(cell, found[cell.name]) for cell in cells]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return results if any(result.measured for result in results) else None
+        whole = any(result.measured for result in results) and not any(result.failed for result in results)
+        return results if whole else None
 
     def save(self, key: str, results: Sequence[Result]) -> None:
         """Write a finished group, whole or not at all.
@@ -269,6 +318,9 @@ class GroupStore:
         Raises:
             WorkspaceError: it cannot be written.
         """
+        if self._stale:
+            self.clear()
+            self._stale = False
         target = self._path(key)
         with mapped_os_errors(target):
             descriptor, name = tempfile.mkstemp(prefix=".vexport-", dir=self.folder)
@@ -281,14 +333,12 @@ class GroupStore:
 
     def clear(self) -> None:
         """Forget all groups."""
-        for path in self.folder.glob("group-*.json") if self.folder.is_dir() else ():
+        for path in list(self._groups()):
             with mapped_os_errors(path):
                 path.unlink(missing_ok=True)
 
+    def _groups(self) -> Iterator[Path]:
+        return self.folder.glob("group-*.json") if self.folder.is_dir() else iter(())
+
     def _path(self, key: str) -> Path:
         return self.folder / f"group-{key[:24]}.json"
-
-
-def describe_error(error: VexportError) -> str:
-    """An error in one line, with its first detail."""
-    return f"{error.message}: {error.details[0]}" if error.details else error.message

@@ -23,7 +23,13 @@ from vexport.engine.target import Device, find_devices
 from vexport.errors import MissingDependencyError
 
 LIBRARIES = ("timm", "onnx", "onnxscript", "onnxsim", "onnxruntime-gpu", "onnxruntime", "polygraphy", "safetensors")
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "pynvml": "nvidia-ml-py"}  # where a module is called otherwise
+# Where a module is called otherwise.
+DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
+    "pynvml": "nvidia-ml-py",
+    "pytorch_grad_cam": "grad-cam",
+    "cv2": "opencv-python-headless",
+}
 PROVIDER_FIXES = {
     "CUDAExecutionProvider": "the CUDA and cuDNN libraries that this ONNX Runtime was built for, and a driver",
     "TensorrtExecutionProvider": "the TensorRT and CUDA libraries that this ONNX Runtime was built for, and a driver",

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from vexport.recipe.load import Finding, find_recipe, load_as
+from vexport.recipe.checks import Finding
+from vexport.recipe.load import find_recipe, load_as
 from vexport.recipe.sections import Float, Int, Section
 
 FOLDER = "bench"
@@ -38,10 +39,12 @@ class ClockSection(Section):
 
 
 class TimeoutsSection(Section):
-    """When a cell counts as hung: seconds until it is open, and for any answer beyond the time that is measured."""
+    """When a process counts as hung: seconds until a cell is open, for any answer beyond the time that is measured,
+    and to make an artifact."""
 
     open_s: Positive = 600.0
     answer_s: Positive = 120.0
+    make_s: Positive = 3600.0
 
 
 class BenchRecipe(Section):
@@ -49,6 +52,8 @@ class BenchRecipe(Section):
 
     `published` names networks that are shown by their published figures alone. `data` is a folder of images by class
     for the accuracy, and `limit` how many of them. `max_open` is how many cells are held open at once at the most.
+    `tf32` lets FP32 cells on a GPU round factors to TF32 where their libraries do so by default; false forbids it to
+    all of them. `cuda_graph` lets engines replay their launches as CUDA graphs.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
@@ -62,6 +67,8 @@ class BenchRecipe(Section):
     clock: ClockSection = ClockSection()
     timeouts: TimeoutsSection = TimeoutsSection()
     roofline: bool = True
+    tf32: bool = True
+    cuda_graph: bool = False
     data: str | None = None
     limit: Count | None = None
     max_open: Annotated[Int, Field(ge=2)] = 64

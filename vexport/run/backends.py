@@ -14,11 +14,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from vexport.deps import EXTRAS, needs
-from vexport.errors import InputError
+from vexport.errors import InputError, MissingDependencyError
 from vexport.run.runner import Runner
+from vexport.workspace import read_manifest
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from vexport.engine.runtime import RuntimeName
 
 Kind = Literal["checkpoint", "graph", "engine"]
 BackendName = Literal[
@@ -34,6 +37,7 @@ BackendName = Literal[
     "openvino",
     "openvino-bf16",
     "tensorrt",
+    "tensorrt-rtx",
 ]
 
 
@@ -107,11 +111,13 @@ def _no_bf16() -> str | None:
     return why_not_precision("bf16")
 
 
-def _no_tensorrt() -> str | None:
-    from vexport.engine.runtime import MODULES
+def _no_tensorrt(name: RuntimeName) -> str | None:
+    from vexport.engine.runtime import describe_runtime
 
-    if not any(find_spec(module) for module in MODULES.values()):
-        return f"none of {', '.join(MODULES)} is installed"
+    try:
+        describe_runtime(name)
+    except MissingDependencyError as error:
+        return f"{error.message}: {error.hint}"
     return _no_gpu()
 
 
@@ -141,9 +147,11 @@ _ALL = (
     ),
     Backend("openvino", "OpenVINO on the CPU, FP32 or Q/DQ INT8", "graph", "cpu", _anywhere, "openvino"),
     Backend("openvino-bf16", "OpenVINO on the CPU, BF16 or Q/DQ INT8", "graph", "cpu", _no_bf16, "openvino"),
-    Backend("tensorrt", "a TensorRT engine, of either TensorRT", "engine", "gpu", _no_tensorrt),
+    Backend("tensorrt", "a TensorRT engine", "engine", "gpu", lambda: _no_tensorrt("tensorrt")),
+    Backend("tensorrt-rtx", "a TensorRT for RTX engine", "engine", "gpu", lambda: _no_tensorrt("tensorrt-rtx")),
 )
 BACKENDS: Mapping[str, Backend] = MappingProxyType({backend.name: backend for backend in _ALL})
+RTX_MAGIC = b"vtrt"  # how plans of TensorRT for RTX begin
 DEFAULTS: Mapping[Kind, BackendName] = MappingProxyType(
     {"checkpoint": "pytorch", "graph": "onnxruntime", "engine": "tensorrt"}
 )
@@ -153,6 +161,19 @@ def kind_of(path: Path) -> Kind:
     """What an artifact is, by its suffix; what is no graph and no engine can only be a checkpoint."""
     kinds: dict[str, Kind] = {".onnx": "graph", ".engine": "engine", ".plan": "engine"}
     return kinds.get(path.suffix.lower(), "checkpoint")
+
+
+def engine_backend(path: Path) -> BackendName:
+    """The TensorRT that an engine belongs to: by its manifest, else by how plans begin; classic where neither says."""
+    manifest = read_manifest(path)
+    told = manifest.facts.get("runtime") if manifest else None
+    if isinstance(told, Mapping) and told.get("name") in ("tensorrt", "tensorrt-rtx"):
+        return "tensorrt-rtx" if told["name"] == "tensorrt-rtx" else "tensorrt"
+    try:
+        with path.open("rb") as stream:
+            return "tensorrt-rtx" if stream.read(4).startswith(RTX_MAGIC) else "tensorrt"
+    except OSError:
+        return "tensorrt"
 
 
 def backends_for(kind: Kind) -> list[str]:
@@ -168,14 +189,16 @@ def choose_backend(path: Path, name: str | None) -> Backend:
         MissingDependencyError: its packages are not installed.
     """
     kind = kind_of(path)
-    if name is None:
-        return BACKENDS[DEFAULTS[kind]]  # what it lacks, the file's own checks tell
+    if name is None:  # what it lacks, the file's own checks tell
+        return BACKENDS[engine_backend(path) if kind == "engine" else DEFAULTS[kind]]
     backend = require_backend(name)
     if backend.takes != kind:
         raise InputError(
             f"the backend {name} takes {_a(backend.takes)}, and {path} is {_a(kind)}",
             hint=f"for {_a(kind)} there are {', '.join(backends_for(kind))}",
         )
+    if kind == "engine" and (own := engine_backend(path)) != name:
+        raise InputError(f"{path} is an engine of {own}, not of {name}", hint=f"take the backend {own}")
     return backend
 
 

@@ -41,6 +41,20 @@ def why_no_gpu() -> str | None:
     return "no GPU is visible"
 
 
+def why_gpu_fails() -> str | None:
+    """The reason why the GPU does not compute, tried on a few numbers; None where it does.
+
+    To be asked in a process of its own: one that has lost its GPU keeps saying so, and one that has it keeps it.
+    """
+    if reason := why_no_gpu():
+        return reason
+    try:
+        total = float(torch.ones(1024, device="cuda").sum())
+    except RuntimeError as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return None if total == 1024 else f"it adds up 1024 ones to {total:g}"
+
+
 @contextmanager
 def mapped_gpu_errors(name: str) -> Iterator[None]:
     """Turn what PyTorch raises of a failing GPU into an EngineError; other errors pass.

@@ -6,11 +6,14 @@ import contextlib
 import io
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from vexport.errors import EngineError, InputError, VexportError
@@ -18,6 +21,12 @@ from vexport.graph.inspect import read_graph
 from vexport.workspace import require_file
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+TF32_ALLOWED = True  # in FP32 graphs on a GPU: the default of both providers
+# What TensorRT's builder is told where a graph has such types; the rest stays as it is.
+_TRT_FLAGS: Mapping[str, str] = MappingProxyType(
+    {"fp16": "trt_fp16_enable", "bf16": "trt_bf16_enable", "int8": "trt_int8_enable"}
+)
+_TYPE_NAMES: Mapping[int, str] = MappingProxyType({TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"})
 FATAL_ONLY = 4  # errors reach us as exceptions, and what is in use is asked for: the log would only repeat them
 NO_CPU = "session.disable_cpu_ep_fallback"
 LISTED = 8
@@ -66,13 +75,14 @@ def open_session(
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         _load_cuda_libraries()
     source = graph if isinstance(graph, bytes) else str(graph)
+    asked = provider_options(providers, graph_types(graph) if TENSORRT in providers else frozenset())
     try:
-        session = _start(source, options, providers)
+        session = _start(source, options, asked)
     except Exception as error:
         if not is_theirs(error):
             raise
         if "fallback to CPU EP has been explicitly disabled" in str(error):
-            raise _left_to_cpu(source, options, providers, what) from error
+            raise _left_to_cpu(source, options, asked, what) from error
         kind = "" if CPU in providers else f" with {providers[0]}"
         raise gpu_failure(error, what, providers) or refused(
             error, f"{what} is not an ONNX graph that ONNX Runtime can load{kind}"
@@ -84,19 +94,56 @@ def open_session(
     return session, {} if CPU in providers else {name: len(nodes) for name, nodes in _assigned(session).items()}
 
 
-def _start(source: bytes | str, options: Any, providers: Sequence[str]) -> Any:
+def provider_options(providers: Sequence[str], types: Collection[str]) -> list[tuple[str, dict[str, str]]]:
+    """Execution providers with the options that they need to compute in a graph's own types.
+
+    What FP32 means is said here too and not left to a default: a GPU may round factors to TF32 (`TF32_ALLOWED`).
+    TensorRT takes 16-bit and 8-bit kernels only where its builder is told to, whatever the graph's types are.
+
+    Args:
+        providers: First choice first.
+        types: From `graph_types`.
+    """
+    tensorrt = {option: "1" for kind, option in _TRT_FLAGS.items() if kind in types}
+    own = {CUDA: {"use_tf32": "1"}, TENSORRT: tensorrt}
+    return [(name, own.get(name, {})) for name in providers]
+
+
+def graph_types(graph: Path | str | bytes) -> frozenset[str]:
+    """Which of `fp16`, `bf16` and `int8` a graph has: by its weights, inputs and outputs, and Q/DQ nodes.
+
+    Args:
+        graph: Path of an .onnx file, or its bytes. What is no graph has none: the session says what is wrong.
+    """
     try:
-        return ort.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
+        model = (
+            onnx.load_from_string(graph) if isinstance(graph, bytes) else read_graph(Path(graph), with_weights=False)
+        )
+    except (InputError, DecodeError):
+        return frozenset()
+    values = [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)]
+    kinds = (_TYPE_NAMES.get(kind) for kind in (*values, *(tensor.data_type for tensor in model.graph.initializer)))
+    quantised = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    return frozenset(kind for kind in kinds if kind) | ({"int8"} if quantised else frozenset())
+
+
+def _start(source: bytes | str, options: Any, asked: Sequence[tuple[str, dict[str, str]]]) -> Any:
+    providers = [name for name, _ in asked]
+    try:
+        return ort.InferenceSession(source, options, providers=list(asked), enable_fallback=0)
     except RuntimeError as error:  # of ONNX Runtime's Python side: the provider's libraries are not there
         if is_theirs(error) or CPU in providers:
             raise
         raise _not_in_use(providers, (CPU,), str(error)) from error
 
 
-def _left_to_cpu(source: bytes | str, options: Any, providers: Sequence[str], what: str) -> VexportError:
+def _left_to_cpu(
+    source: bytes | str, options: Any, asked: Sequence[tuple[str, dict[str, str]]], what: str
+) -> VexportError:
     """Why a session that must not use the CPU does not start: the provider does not load, or leaves nodes out."""
     options.add_session_config_entry(NO_CPU, "0")
-    session = _start(source, options, providers)
+    providers = [name for name, _ in asked]
+    session = _start(source, options, asked)
     if missing := [name for name in providers if name not in session.get_providers()]:
         return _not_in_use(missing, session.get_providers())
     nodes = _assigned(session).get(CPU, [])

@@ -1,8 +1,9 @@
 """The plain answer: is a VanillaNet faster than its rival at its accuracy?
 
-Only networks of one group are compared, since they took turns. A VanillaNet answers for a rival where it is at least
-as accurate; of these the fastest counts. The words follow from the ratio's interval alone: an interval that holds 1
-is no answer.
+Only networks of one group are compared, since they took turns. A VanillaNet answers for a rival where it is of its
+accuracy, by the rule of `vexport.bench.accuracy`; of these the fastest counts. The words follow from the ratio's
+interval alone: an interval that holds 1 is no answer. Where accuracy is not known, only one thing can be said of it:
+networks that are all slower are slower at any accuracy.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vexport.bench.accuracy import is_as_accurate
+from vexport.bench.advice import SUBJECT
 from vexport.bench.page.document import Document, GroupPart, Interval, RowPart
-from vexport.bench.page.words import SUBJECT, accuracies, compare, percent
+from vexport.bench.page.words import accuracies, compare, percent, short_title
+from vexport.bench.report import relation, times
 from vexport.bench.statistics import paired_ratio
 
 MOST_LINES = 4
@@ -48,7 +52,8 @@ class Answer:
         text: The answer in sentences.
         row: The VanillaNet that answers; None where none does.
         ratio: Its time by the rival's.
-        doubtful: Names of those two whose figures are marked unstable.
+        doubtful: Names of those compared whose figures are marked unstable.
+        short: The answer where many answers stand together; the text where it is empty.
     """
 
     kind: Kind
@@ -57,6 +62,7 @@ class Answer:
     row: RowPart | None = None
     ratio: Interval | None = None
     doubtful: tuple[str, ...] = ()
+    short: str = ""
 
 
 def answers(document: Document, group: GroupPart) -> list[Answer]:
@@ -79,14 +85,13 @@ def _answer(document: Document, subjects: Sequence[RowPart], rival: RowPart) -> 
     ranked.sort(key=lambda pair: pair[1].value)
     if not ranked:
         return Answer("unknown", rival, f"Nothing stands beside {rival.name}: no ratio could be formed.")
-    known = [pair for pair in ranked if pair[0].top1 is not None]
-    if rival.top1 is None or not known:
-        said = "; ".join(compare(row, rival, ratio) for row, ratio in ranked)
-        text = f"Accuracy is not known on both sides, so this is speed alone: {said}."
-        return Answer("unknown", rival, text, *ranked[0], _doubtful(ranked[0][0], rival))
-    able = [pair for pair in known if (pair[0].top1 or 0) >= rival.top1]
+    known = [(row, ratio, own) for row, ratio in ranked if (own := row.known_accuracy) is not None]
+    wanted = rival.known_accuracy
+    if wanted is None or not known:
+        return _speed_alone(ranked, rival)
+    able = [(row, ratio) for row, ratio, own in known if is_as_accurate(own, wanted)]
     if not able:
-        row, ratio = max(known, key=lambda pair: pair[0].top1 or 0)
+        row, ratio, _ = max(known, key=lambda entry: entry[2].percent)
         text = (
             f"No {SUBJECT} measured here reaches its {percent(rival.top1)}. The most accurate has "
             f"{percent(row.top1)}: {compare(row, rival, ratio)}."
@@ -96,6 +101,26 @@ def _answer(document: Document, subjects: Sequence[RowPart], rival: RowPart) -> 
     row, ratio = next((pair for pair in able if pair[1].high < 1), able[0])
     text = f"{compare(row, rival, ratio)}. {accuracies(row, rival)}"
     return Answer(kind, rival, text, row, ratio, _doubtful(row, rival))
+
+
+def _speed_alone(ranked: Sequence[tuple[RowPart, Interval]], rival: RowPart) -> Answer:
+    """What can be said where accuracies are not known."""
+    (row, ratio), (last, most) = ranked[0], ranked[-1]
+    doubtful = _doubtful(*(row for row, _ in ranked), rival)
+    if _kind([ratio for _, ratio in ranked]) == "slower":
+        every = f"Whatever their accuracy, every {SUBJECT} measured here is slower than {rival.name}"
+        short = f"{every}: {times(ratio.value)} ({row.name}) to {times(most.value)} ({last.name}) the time."
+        text = f"{every}: {_each(ranked)}."
+        if len(ranked) == 1:
+            short = text = f"Whatever its accuracy, {compare(row, rival, ratio)}."
+        return Answer("slower", rival, text, row, ratio, doubtful, short)
+    said = compare(row, rival, ratio) if len(ranked) == 1 else f"beside {rival.name}, {_each(ranked)}"
+    text = f"Accuracy is not known here, so this is speed alone: {said}."
+    return Answer("unknown", rival, text, row, ratio, doubtful)
+
+
+def _each(ranked: Sequence[tuple[RowPart, Interval]]) -> str:
+    return ", ".join(f"{row.name} {relation(ratio)}" for row, ratio in ranked)
 
 
 def _kind(ratios: Sequence[Interval]) -> Kind:
@@ -119,6 +144,20 @@ def _doubtful(*rows: RowPart) -> tuple[str, ...]:
     return tuple(row.name for row in rows if row.unstable)
 
 
+def group_verdicts(document: Document, group: GroupPart) -> list[str]:
+    """A sentence per network beside the baseline, and per failure; the group's own title says where that holds."""
+    baseline = next((row for row in group.rows if row.network == document.baseline), None)
+    said = []
+    for row in group.rows:
+        if row.error is not None:
+            said.append(f"{row.name} failed: {row.error}.")
+        elif row.ratio is not None and baseline is not None and row.network != document.baseline:
+            doubtful = _doubtful(row, baseline)
+            doubt = f" Unstable: {', '.join(doubtful)}." if doubtful else ""
+            said.append(f"{compare(row, baseline, row.ratio)}.{doubt}")
+    return said
+
+
 @dataclass(frozen=True)
 class Headline:
     """The answer for the baseline over all groups.
@@ -126,10 +165,12 @@ class Headline:
     Args:
         word: A word or two, as `No.`
         lines: What it rests on: one line per group, or per answer where groups are many.
+        take: What to take instead.
     """
 
     word: str
     lines: tuple[str, ...]
+    take: tuple[str, ...] = ()
 
 
 def headline(document: Document) -> Headline | None:
@@ -143,31 +184,28 @@ def headline(document: Document) -> Headline | None:
     if not found:
         return None
     kinds = list(dict.fromkeys(answer.kind for _, answer in found))
-    word = _WORDS[kinds[0]] if len(kinds) == 1 else "It depends." if "faster" in kinds else "Not shown."
+    told = [kind for kind in kinds if kind != "failed"] or kinds  # what was not measured contradicts nothing
+    word = _WORDS[told[0]] if len(told) == 1 else "It depends." if "faster" in told else "Not shown."
     if len(found) == 1:
-        return Headline(word, (with_doubt(found[0][1]),))
-    if len(found) <= MOST_LINES:
-        return Headline(word, tuple(f"{_where(document, group)}: {with_doubt(answer)}" for group, answer in found))
-    lines = []
-    for kind in kinds:
-        where = [_where(document, group) for group, answer in found if answer.kind == kind]
-        lines.append(f"{_PLAIN[kind]} in {len(where)} of {len(found)} tables: {'; '.join(where)}.")
-    return Headline(word, tuple(lines))
+        lines = [with_doubt(found[0][1])]
+    elif len(found) <= MOST_LINES:
+        lines = [f"{short_title(document, group)}: {_short(answer)}" for group, answer in found]
+    else:
+        lines = []
+        for kind in kinds:
+            where = [short_title(document, group) for group, answer in found if answer.kind == kind]
+            lines.append(f"{_PLAIN[kind]} in {len(where)} of {len(found)} tables: {'; '.join(where)}.")
+    beaten = {answer.row.network for _, answer in found if answer.row and answer.row.top1 and answer.kind == "slower"}
+    take = dict.fromkeys(one.text for one in document.instead if one.network in beaten)
+    return Headline(word, tuple(lines), tuple(take)[:MOST_LINES])
+
+
+def _short(answer: Answer) -> str:
+    if not answer.short:
+        return with_doubt(answer)
+    return f"{answer.short} Unstable: {len(answer.doubtful)} of them." if answer.doubtful else answer.short
 
 
 def with_doubt(answer: Answer) -> str:
     """The answer, and whose figures deserve doubt."""
     return f"{answer.text} Unstable: {', '.join(answer.doubtful)}." if answer.doubtful else answer.text
-
-
-def _where(document: Document, group: GroupPart) -> str:
-    """The fewest words that tell a group from the others."""
-    parts = [group.precision]
-    others = [other for other in document.groups if other is not group]
-    if any(other.batch != group.batch for other in others):
-        parts.append(f"batch {group.batch}")
-    if any(other.input_size != group.input_size for other in others):
-        parts.append(f"{group.input_size[1]}x{group.input_size[2]}")
-    if any(other.backend != group.backend for other in others):
-        parts.append(group.backend)
-    return " ".join(parts)

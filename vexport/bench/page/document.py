@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vexport.bench.accuracy import Top1
 from vexport.errors import InputError
 
 SCHEMA_VERSION = 2
@@ -44,6 +45,12 @@ class Interval(Part):
         if not self.low <= self.value <= self.high:
             raise ValueError(f"{self.value:g} does not lie between {self.low:g} and {self.high:g}")
         return self
+
+
+class AgainstFloat(Interval):
+    """Time of an INT8 row by that of its network's fastest floating-point form in the same backend."""
+
+    precision: str
 
 
 class Accuracy(Part):
@@ -141,12 +148,19 @@ class RowPart(Part):
     images_per_s: Positive | None = None
     count: Count = 0
     ratio: Interval | None = Field(default=None, description="median by the baseline's of the same group")
+    against_float: AgainstFloat | None = Field(default=None, description="of an INT8 row; not measured in turns")
     unstable: bool = True
     unstable_because: tuple[str, ...] = ()
     error: str | None = None
     device_ms: dict[str, Any] | None = Field(default=None, description="GPU time by events: `median` and others")
-    published_top1: Percent | None = Field(default=None, description="of the paper; enters no ratio")
-    published_a100_ms: Positive | None = Field(default=None, description="of the paper, on an A100; enters no ratio")
+    backend_name: str | None = Field(default=None, description="the same for all precisions of one backend")
+    published_top1: Percent | None = Field(default=None, description="of the paper; enters no ratio of ours")
+    published_a100_ms: Positive | None = Field(
+        default=None, description="of the paper, on an A100 at batch 1, by the clock that is most like this backend"
+    )
+    published_latencies_ms: dict[str, Positive] = Field(
+        default={}, description="of the paper, on an A100 at batch 1: `PyTorch`, `TensorRT FP32`, `TensorRT FP16`"
+    )
     samples_ns: tuple[tuple[Nanoseconds, ...], ...] = Field(default=(), description="every call, round by round")
     run: RunFacts = RunFacts()
     roofline: Roofline | None = None
@@ -182,6 +196,11 @@ class RowPart(Part):
         return self.median_ms is not None and self.error is None
 
     @property
+    def known_accuracy(self) -> Top1 | None:
+        """As the rule of `vexport.bench.accuracy` takes it."""
+        return Top1(self.accuracy.top1_percent, self.accuracy.images) if self.accuracy else None
+
+    @property
     def top1(self) -> float | None:
         """Top-1 in per cent; None where it is not known."""
         return self.accuracy.top1_percent if self.accuracy else None
@@ -215,6 +234,36 @@ class GroupPart(Part):
         return said if self.mode == "latency" else f"{said}, {self.mode}"
 
 
+class InsteadPart(Part):
+    """What to take in place of a network that is beaten at its accuracy."""
+
+    network: str
+    device: str
+    batch: int
+    input_size: tuple[int, int, int]
+    text: str
+
+
+class BatchPart(Part):
+    """Throughput at one batch size."""
+
+    batch: int
+    images_per_s: Interval
+    latency_ms: Positive
+    nearly_best: bool = Field(default=False, description="the smallest batch within 95 % of the best throughput")
+
+
+class ThroughputPart(Part):
+    """Images per second of one network over batch sizes; these did not take turns."""
+
+    network: str
+    label: str
+    backend: str
+    precision: str
+    input_size: tuple[int, int, int]
+    batches: tuple[BatchPart, ...]
+
+
 class Document(Part):
     """Everything that one benchmark gave."""
 
@@ -230,11 +279,9 @@ class Document(Part):
     settings: dict[str, Any] = {}
     peaks: Peaks | None = None
     groups: tuple[GroupPart, ...] = ()
+    throughput: tuple[ThroughputPart, ...] = ()
     advice: tuple[str, ...] = ()
-
-    def baseline_of(self, group: GroupPart) -> RowPart | None:
-        """The row that a group's ratios refer to; None where it is missing."""
-        return next((row for row in group.rows if row.network == self.baseline), None)
+    instead: tuple[InsteadPart, ...] = Field(default=(), description="of the advice, by network")
 
     @property
     def baseline_name(self) -> str:
@@ -258,10 +305,7 @@ def validate(document: Mapping[str, Any]) -> Document:
     """
     version = document.get("schema") if isinstance(document, Mapping) else None
     if version != SCHEMA_VERSION:
-        raise InputError(
-            f"this is no benchmark document of schema {SCHEMA_VERSION}: its schema is {version!r}",
-            hint="measure again with this version: vexport bench",
-        )
+        raise _refusal(version)
     try:
         return Document.model_validate(document)
     except ValidationError as error:
@@ -272,6 +316,24 @@ def validate(document: Mapping[str, Any]) -> Document:
             details=[*found[:SHOWN_ERRORS], *more],
             hint="it was changed by hand or cut off; measure again: vexport bench",
         ) from error
+
+
+def _refusal(version: object) -> InputError:
+    """Why a document of another schema is not read, and what to do."""
+    if not isinstance(version, int) or isinstance(version, bool):
+        return InputError(
+            f"this is no benchmark document: its schema is {version!r}, not {SCHEMA_VERSION}",
+            hint="give a bench.json that `vexport bench` wrote",
+        )
+    if version > SCHEMA_VERSION:
+        return InputError(
+            f"this benchmark document is of schema {version}, and this version reads schema {SCHEMA_VERSION}",
+            hint="a newer vexport wrote it: read it with that one",
+        )
+    return InputError(
+        f"this benchmark document is of schema {version}, and this version reads schema {SCHEMA_VERSION}",
+        hint="measure again with this version: vexport bench",
+    )
 
 
 def document_schema() -> dict[str, Any]:

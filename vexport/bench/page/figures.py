@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 
 from vexport.bench.page.canvas import Drawing
+from vexport.bench.page.clocks import clocks
 from vexport.bench.page.document import Document, GroupPart, RowPart
 from vexport.bench.page.plots_accuracy import draw_accuracy_latency, draw_depth_accuracy, family_series
+from vexport.bench.page.plots_clocks import draw_clocks
 from vexport.bench.page.plots_latency import draw_distributions, draw_tails
 from vexport.bench.page.plots_roofline import draw_bounds, draw_roofline, group_peaks
 
@@ -54,9 +56,12 @@ def make_figures(document: Document) -> list[Figure]:
             for name, heading, drawing, caption in drawn
             if drawing is not None
         ]
+    by_clock = clocks(document)
+    if by_clock is not None:
+        found.append(Figure("clocks", "The same two networks, clock by clock", CLOCKS, draw_clocks(by_clock)))
     depth = draw_depth_accuracy(document, series)
     if depth is not None:
-        found.append(Figure("depth-accuracy", "Depth against accuracy", DEPTH, depth))
+        found.append(Figure("depth-accuracy", "Depth against accuracy", _depth_note(document), depth))
     return found
 
 
@@ -72,9 +77,13 @@ BOUNDS = (
     "No network is faster than its arithmetic at the device's peak rate, nor than its bytes at the device's bandwidth. "
     "Where caches hold what lies between layers, the upright mark is the bound and the grey bar is not."
 )
-DEPTH = (
-    "Layers as the graph has them; each network as in its first row of this document. Fewer layers are not less time."
-)
+CLOCKS = "Left of the line at 1 the VanillaNet is faster. Thick lines are intervals; published figures have none."
+DEPTH = "Each network as in its first row of this document. Fewer layers are not less time."
+
+
+def _depth_note(document: Document) -> str:
+    counted = document.settings.get("depth")
+    return f"Depth: {counted}. {DEPTH}" if counted else f"Layers as the graph has them. {DEPTH}"
 
 
 def _slug(group: GroupPart) -> str:
@@ -84,7 +93,10 @@ def _slug(group: GroupPart) -> str:
 def _missing_note(group: GroupPart) -> str:
     """Which networks have no point, and why."""
     missing = [f"{row.name} ({_why_missing(row)})" for row in group.rows if not row.measured or row.top1 is None]
-    said = "Short lines across the points are the medians' intervals."
+    said = (
+        "Short lines across the points are the medians' intervals. On the front are those that no faster one on it "
+        "makes needless, being of their accuracy."
+    )
     return f"{said} Not shown: {', '.join(missing)}." if missing else said
 
 

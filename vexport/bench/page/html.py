@@ -8,14 +8,25 @@ from html import escape
 
 import yaml
 
-from vexport.bench.page.answers import Answer, Kind, answers, headline
+from vexport.bench.page.answers import Answer, Kind, answers, group_verdicts, headline
+from vexport.bench.page.clocks import clock_headings, clock_lines, clocks
 from vexport.bench.page.document import Document, GroupPart, RowPart
 from vexport.bench.page.figures import Figure
 from vexport.bench.page.method import facts, method
 from vexport.bench.page.style import SCRIPT, policy, style
 from vexport.bench.page.svg import inline_svg
-from vexport.bench.page.tables import DETAILS, LAYERS, Column, columns, details, failure, layer_cells, worst_layers
-from vexport.bench.page.words import INCOMPLETE, clean, title
+from vexport.bench.page.tables import (
+    DETAILS,
+    LAYERS,
+    PUBLISHED,
+    Column,
+    columns,
+    details,
+    failure,
+    layer_cells,
+    worst_layers,
+)
+from vexport.bench.page.words import INCOMPLETE, clean, notes, throughputs, title, weights_note
 
 _NAME = re.compile(r"\b[A-Za-z]\w{0,19}(?:-[\w.]{0,9}\w){1,2}")
 
@@ -37,7 +48,7 @@ def render_html(document: Document, figures: Sequence[Figure]) -> str:
         figures: Its pictures, which become part of the page.
     """
     groups = "".join(_group(document, group, index, figures) for index, group in enumerate(document.groups))
-    whole = "".join(_figure(figure) for figure in figures if figure.group is None)
+    whole = "".join(_figure(figure) for figure in figures if figure.group is None and figure.name != "clocks")
     name = _text(title(document))
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -45,7 +56,7 @@ def render_html(document: Document, figures: Sequence[Figure]) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="generator" content="vexport {_text(document.version or "")}">\n'
         f"<title>{name}</title>\n<style>{style()}</style>\n</head>\n<body>\n"
-        f"{_header(document)}\n<main>\n{_answers(document)}{_navigation(document)}{groups}"
+        f"{_header(document)}\n<main>\n{_clocks(document, figures)}{_answers(document)}{_navigation(document)}{groups}"
         + (f'<section aria-labelledby="depth"><h2 id="depth">All networks</h2>{whole}</section>\n' if whole else "")
         + f"{_method(document)}{_environment(document)}{_repeat(document)}</main>\n"
         f"<footer>Made by vexport {_text(document.version or '')} from its benchmark's JSON document, which holds "
@@ -59,10 +70,13 @@ def _header(document: Document) -> str:
     parts = [f'<p class="over">{_text(over)}</p><h1>{_unbroken(title(document))}</h1>']
     if said:
         look = {"Yes.": "faster", "No.": "slower"}.get(said.word, "open")
-        lines = "".join(f"<span>{_unbroken(line)}</span> " for line in said.lines)
+        lines = "".join(f"<span>{_unbroken(line)}</span> " for line in (*said.lines, *said.take))
         parts.append(f'<p class="answer {look}"><strong>{_text(said.word)}</strong> {lines}</p>')
     if not document.complete:
         parts.append(f'<p class="notice">{INCOMPLETE}</p>')
+    note = weights_note(document)
+    if note:
+        parts.append(f"<p>{_unbroken(note)}</p>")
     return f"<header>{''.join(parts)}</header>"
 
 
@@ -72,6 +86,19 @@ def _size(document: Document) -> str:
     return f"{len(rows)} measurements" + (f", {failed} failed" if failed else "")
 
 
+def _clocks(document: Document, figures: Sequence[Figure]) -> str:
+    """The paper's own ratio by each of its clocks, beside ours."""
+    found = clocks(document)
+    if found is None:
+        return ""
+    table = _plain_table("Clock by clock", clock_headings(found), clock_lines(found), left=1)
+    drawn = "".join(_figure(figure) for figure in figures if figure.name == "clocks")
+    return (
+        '<section aria-labelledby="clocks"><h2 id="clocks">Clock by clock</h2>'
+        f"<p>{_unbroken(found.text)}</p>{table}{drawn}</section>\n"
+    )
+
+
 def _answers(document: Document) -> str:
     parts = []
     for group in document.groups:
@@ -79,6 +106,8 @@ def _answers(document: Document) -> str:
         if cards:
             parts.append(f'<h3>{_text(group.title)}</h3><ul class="cards">{cards}</ul>')
     advice = f"<h3>What to take instead</h3>{_list(document.advice)}" if document.advice else ""
+    if said := throughputs(document.throughput):
+        advice += f"<h3>Throughput</h3>{_list(said)}"
     if not parts and not advice:
         return ""
     head = '<section aria-labelledby="answer"><h2 id="answer">The answer, rival by rival</h2>'
@@ -103,12 +132,14 @@ def _navigation(document: Document) -> str:
 
 def _group(document: Document, group: GroupPart, index: int, figures: Sequence[Figure]) -> str:
     name = f"group-{index + 1}"
-    head = f'<section aria-labelledby="{name}"><h2 id="{name}">{_text(group.title)}</h2>{_list(group.verdicts)}'
+    verdicts = _list(group_verdicts(document, group))
+    head = f'<section aria-labelledby="{name}"><h2 id="{name}">{_text(group.title)}</h2>{verdicts}'
     if not group.rows:
         return f"{head}<p>Nothing was measured in this group.</p></section>\n"
     worst = [layer_cells(row, layer) for row, layer in worst_layers(group)]
     parts = [head, _main_table(document, group)]
     ran = _plain_table("What ran", DETAILS, [details(row) for row in group.rows], left=3)
+    parts.append(_list(notes(group)))
     parts.append(_folded("What ran: files, hashes, sizes, calls", ran))
     parts += [_figure(figure) for figure in figures if figure.group == index]
     if worst:
@@ -125,14 +156,19 @@ def _main_table(document: Document, group: GroupPart) -> str:
     top = ""
     if published:
         own = f'<th colspan="{len(shown) - published - 2}" scope="colgroup" class="t">Measured here</th>'
-        other = f'<th colspan="{published}" scope="colgroup" class="pub">Published, on another device</th>'
+        other = f'<th colspan="{published}" scope="colgroup" class="pub">Published by the authors</th>'
         top = f'<tr><td colspan="2"></td>{own}{other}</tr>'
-    heads = "".join(f'<th scope="col" class="{_look(column)}">{_unbroken(column.heading)}</th>' for column in shown)
+    heads = "".join(f'<th scope="col" class="{_look(column)}">{_unbroken(_heading(column))}</th>' for column in shown)
     lines = "".join(_row(document, row, shown) for row in group.rows)
     return _boxed(
         f"Figures, {group.title}",
         f"<table data-sort><thead>{top}<tr>{heads}</tr></thead><tbody>{lines}</tbody></table>",
     )
+
+
+def _heading(column: Column) -> str:
+    """The row above says what is published."""
+    return column.heading.removeprefix(PUBLISHED)
 
 
 def _look(column: Column) -> str:
@@ -234,7 +270,7 @@ def _repeat(document: Document) -> str:
 
 
 def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>" if lines else ""
+    return f"<ul>{''.join(f'<li>{_unbroken(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def _unbroken(text: str) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 
 import yaml
 
-from vexport.bench.page.answers import answers, headline, with_doubt
+from vexport.bench.page.answers import answers, group_verdicts, headline, with_doubt
+from vexport.bench.page.clocks import clock_headings, clock_lines, clocks
 from vexport.bench.page.document import Document, GroupPart
 from vexport.bench.page.figures import Figure
 from vexport.bench.page.method import facts, method
 from vexport.bench.page.tables import DETAILS, LAYERS, columns, details, failure, layer_cells, worst_layers
-from vexport.bench.page.words import INCOMPLETE, UNKNOWN, clean, title
+from vexport.bench.page.words import INCOMPLETE, UNKNOWN, clean, notes, throughputs, title, weights_note
 
 _SPECIAL = re.compile(r"([\\`*\[\]~|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
@@ -29,21 +30,34 @@ def render_markdown(document: Document, figures: Sequence[Figure], folder: str =
     said = headline(document)
     parts = [f"# {_text(title(document))}"]
     if said:
-        parts += [f"**{said.word}**", _list(said.lines)]
+        parts += [f"**{said.word}**", _list((*said.lines, *said.take))]
     if not document.complete:
         parts.append(f"**{INCOMPLETE}**")
+    note = weights_note(document)
+    parts += [_text(note)] if note else []
+    parts += _clocks(document, figures, folder)
     parts += _answers(document)
     if document.advice:
         parts += ["## What to take instead", _list(document.advice)]
+    if rates := throughputs(document.throughput):
+        parts += ["## Throughput", _list(rates)]
     for index, group in enumerate(document.groups):
         parts += _group(document, group)
         parts += [_figure(figure, folder) for figure in figures if figure.group == index]
-    whole = [_figure(figure, folder) for figure in figures if figure.group is None]
+    whole = [_figure(figure, folder) for figure in figures if figure.group is None and figure.name != "clocks"]
     parts += [*whole, "## How it was measured", _list(method(document))]
     parts += ["## Environment", _table(("Fact", "Value"), facts(document.environment))]
     parts += ["## Settings", _table(("Setting", "Value"), facts(document.settings, skip=("runners",)))]
     parts += _repeat(document)
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _clocks(document: Document, figures: Sequence[Figure], folder: str) -> list[str]:
+    found = clocks(document)
+    if found is None:
+        return []
+    drawn = [_figure(figure, folder) for figure in figures if figure.name == "clocks"]
+    return ["## Clock by clock", _text(found.text), _table(clock_headings(found), clock_lines(found)), *drawn]
 
 
 def _answers(document: Document) -> list[str]:
@@ -70,8 +84,9 @@ def _group(document: Document, group: GroupPart) -> list[str]:
     worst = [layer_cells(row, layer) for row, layer in worst_layers(group)]
     return [
         f"## {_text(group.title)}",
-        _list(group.verdicts),
+        _list(group_verdicts(document, group)),
         _table([column.heading for column in shown], lines) if lines else "Nothing was measured in this group.",
+        _list(notes(group)),
         *(["What ran:", _table(DETAILS, [details(row) for row in group.rows])] if lines else []),
         *(["Layers that lose most time against their bounds:", _table(LAYERS, worst)] if worst else []),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from vexport.bench.accuracy import pareto_front
 from vexport.bench.page.axes import Label, Scale, draw_frame, place_labels, spread_scale
 from vexport.bench.page.canvas import SERIES, Drawing
 from vexport.bench.page.document import Document, GroupPart, RowPart
@@ -39,31 +40,13 @@ def legend(
         x += width + 20
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points that no other one beats: none is as fast and more accurate, or faster and as accurate.
-
-    Args:
-        points: (latency, accuracy); less and more is better.
-
-    Returns:
-        In the order of latency.
-    """
-    order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1]))
-    front: list[int] = []
-    for index in order:
-        latency, accuracy = points[index]
-        if not front or accuracy > points[front[-1]][1] or (latency, accuracy) == points[front[-1]]:
-            front.append(index)
-    return front
-
-
 def draw_accuracy_latency(group: GroupPart, series: Mapping[str, int]) -> Drawing | None:
     """One point per network with a latency and an accuracy; None where there is none."""
     rows = [row for row in group.rows if row.measured and row.top1 is not None]
     if not rows:
         return None
     points = [(row.median_ms or 0.0, row.top1 or 0.0) for row in rows]
-    front = pareto_front(points)
+    front = pareto_front([(row.median_ms or 0.0, row.known_accuracy) for row in rows if row.known_accuracy])
     best = ", ".join(
         f"{rows[index].name} ({digits(points[index][0])} ms, {percent(points[index][1])})" for index in front
     )
@@ -71,7 +54,7 @@ def draw_accuracy_latency(group: GroupPart, series: Mapping[str, int]) -> Drawin
         WIDTH,
         HEIGHT,
         f"Accuracy against latency, {group.title}",
-        f"{len(rows)} networks. Not beaten by another in both: {best}.",
+        f"{len(rows)} networks. Of its accuracy, none is faster than: {best}.",
     )
     x = spread_scale([point[0] for point in points], LEFT, WIDTH - RIGHT, log=True, room=0.09)
     y = spread_scale([point[1] for point in points], HEIGHT - BOTTOM, TOP, room=0.1)
@@ -138,7 +121,7 @@ def draw_depth_accuracy(document: Document, series: Mapping[str, int]) -> Drawin
     drawing = Drawing(WIDTH, HEIGHT, "Depth against accuracy", f"{said}.")
     x = Scale(0.0, 1.12 * max(*depths, 1.0), LEFT, WIDTH - RIGHT)
     y = spread_scale(accuracies, HEIGHT - BOTTOM, TOP, room=0.1)
-    draw_frame(drawing, x, y, x_title="layers that multiply (convolutions and matrix products)", y_title="top-1, %")
+    draw_frame(drawing, x, y, x_title="depth, layers", y_title="top-1, %")
     labels = []
     for row, depth, accuracy in zip(shown, depths, accuracies, strict=True):
         at = (x(depth), y(accuracy))

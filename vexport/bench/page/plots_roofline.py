@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vexport.bench.page.axes import Label, Scale, draw_frame, place_labels, spread_scale, tick_text
-from vexport.bench.page.canvas import SERIES, Dots, Drawing
+from vexport.bench.page.canvas import SERIES, Dots, Drawing, Point
 from vexport.bench.page.document import GroupPart, Layer, Peaks, Roofline, RowPart
 from vexport.bench.page.fonts import shorten, text_width
 from vexport.bench.page.plots_accuracy import NAME_WIDTH, legend
@@ -57,6 +57,7 @@ def draw_roofline(group: GroupPart, peaks: Peaks | None, series: Mapping[str, in
     for row, _ in networks:
         points = tuple((x(layer.intensity), y(_layer_rate(layer))) for layer in layers[id(row)])
         drawing.shapes.append(Dots(points, f"c{series[row.kin] % SERIES}"))
+    dots = [(x(layer.intensity), y(_layer_rate(layer))) for found in layers.values() for layer in found]
     taken = _draw_roofs(drawing, x, y, peaks, roofs, factor, unit)
     labels = []
     for row, roofline in networks:
@@ -64,11 +65,17 @@ def draw_roofline(group: GroupPart, peaks: Peaks | None, series: Mapping[str, in
         note = f"{row.name}: {digits(_network_rate(roofline) / factor)} {unit}-operations per second"
         drawing.marker(*at, series[row.kin], size=8, title=note)
         labels.append(Label(*at, shorten(row.name, NAME_WIDTH)))
-    place_labels(drawing, labels, bounds=(LEFT, TOP, WIDTH, HEIGHT - BOTTOM - 2), avoid=taken, gap=12)
+    place_labels(
+        drawing,
+        labels,
+        bounds=(LEFT, TOP, WIDTH, HEIGHT - BOTTOM - 2),
+        avoid=[*taken, *((px - 2, py - 2, px + 2, py + 2) for px, py in dots)],
+        gap=12,
+    )
     shown = [family for family in series if any(row.kin == family for row, _ in networks)]
     legend(drawing, [(series[family], False, family) for family in shown])
     said = "large: whole networks; small dots: their layers" if timed else "networks; no layer was timed for itself"
-    drawing.text(WIDTH, 14, said, size=12, colour="muted", anchor="end")
+    drawing.text(WIDTH - 4, 14, said, size=12, colour="muted", anchor="end")
     return drawing
 
 
@@ -114,7 +121,17 @@ def _draw_roofs(
     left, base = (at[0] - width - 12, at[1] - 4) if beside else (at[0] + 10, at[1] + 14)
     drawing.text(left, base, text, size=12, bold=True, halo=True)
     boxes.append((left, base - 14, left + width, base + 4))
-    return boxes
+    return [*boxes, *((x(rate / bandwidth), y(rate) - 2, x.end, y(rate) + 2) for rate in roofs.values()),
+            *_along(begin, end)]  # fmt: skip
+
+
+def _along(begin: Point, end: Point, steps: int = 24) -> list[tuple[float, float, float, float]]:
+    """Small boxes along a line."""
+    middles = [
+        (begin[0] + (end[0] - begin[0]) * step / steps, begin[1] + (end[1] - begin[1]) * step / steps)
+        for step in range(steps + 1)
+    ]
+    return [(x - 5, y - 5, x + 5, y + 5) for x, y in middles]
 
 
 def draw_bounds(group: GroupPart, series: Mapping[str, int]) -> Drawing | None:

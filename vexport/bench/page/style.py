@@ -44,21 +44,21 @@ nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;padding:0;margin:1rem 0;list
 .scroll:focus-visible,button:focus-visible,a:focus-visible,summary:focus-visible{outline:2px solid var(--link);
 outline-offset:2px}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:.5rem .7rem;text-align:right;vertical-align:top;border-bottom:1px solid var(--line)}
+th,td{padding:.5rem .55rem;text-align:right;vertical-align:top;border-bottom:1px solid var(--line)}
 tbody tr:last-child>*{border-bottom:0}
 th{font-weight:600}
-thead tr:first-child td{background:var(--raised)}thead th[scope=colgroup]{white-space:nowrap}
+thead tr:first-child td{background:var(--raised)}thead th.t[scope=colgroup]{white-space:nowrap}
 thead th{background:var(--raised);vertical-align:bottom;font-size:.82rem;line-height:1.3}
 .t{text-align:left}
 tbody th{position:sticky;left:0;background:var(--surface);text-align:left;white-space:nowrap}
 thead tr:last-child th:first-child{position:sticky;left:0}
 td,.nb{white-space:nowrap}
 td small{display:block;color:var(--muted);font-size:.8rem;white-space:normal}
-td.w{white-space:normal;min-width:14rem;text-align:left}
+td.w{white-space:normal;min-width:10.5rem;text-align:left}
 td small.faster,td small.slower{background:none;font-weight:600}
 small.faster{color:var(--good)}small.slower{color:var(--bad)}
-.pub{border-left:1px solid var(--line);color:var(--muted);font-style:italic}
-.pub+.pub{border-left:0}
+.pub{min-width:5.5rem;border-left:1px solid var(--line);color:var(--muted);font-style:italic}
+.pub+.pub{min-width:5.5rem;border-left:0}
 td.fail{text-align:left;color:var(--bad);white-space:normal}
 .unstable{color:var(--bad);font-weight:600}
 th button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:pointer;text-align:inherit}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from vexport.bench.page.document import Document, GroupPart, Layer, RowPart
-from vexport.bench.page.words import UNKNOWN, as_published, clean, number, percent, span, stability, times, times_span
+from vexport.bench.page.document import Document, GroupPart, Interval, Layer, RowPart
+from vexport.bench.page.words import UNKNOWN, as_published, clean, number, percent, span, stability
+from vexport.bench.report import published_clock, times, times_span
 
 LAYERS_SHOWN = 8
+PUBLISHED = "Published: "
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,23 @@ class Column:
 
 def columns(document: Document, group: GroupPart) -> list[Column]:
     """The columns that the group has figures for."""
-    a100 = f"A100, {'TensorRT' if group.backend.lower().startswith('tensorrt') else 'PyTorch'}, ms"
     against = f"Time against {document.baseline_name}"
     measured = any(row.accuracy and row.accuracy.source == "measured" for row in group.rows)
+    clocks = dict.fromkeys(("PyTorch", published_clock(group.backend, group.precision)))
+    floats = {row.against_float.precision: None for row in group.rows if row.against_float}
     parts = (
         (True, Column("Network", lambda row: row.name, numeric=False, needs_latency=False)),
         (True, Column("Top-1", lambda row: percent(row.top1), _source, needs_latency=False, sort=lambda row: row.top1)),
         (True, Column("Median, ms", lambda row: number(row.median_ms), _median_span, sort=lambda row: row.median_ms)),
+        (True, Column(against, _ratio, partial(_ratio_note, document), sort=lambda row: _value(row.ratio))),
         (
-            True,
-            Column(against, _ratio, partial(_ratio_note, document), sort=_ratio_value),
+            bool(floats),
+            Column(
+                f"Time against its {'/'.join(floats)}",
+                _float_ratio,
+                _float_note,
+                sort=lambda row: _value(row.against_float),
+            ),
         ),
         (True, Column("p90, ms", lambda row: number(row.p90_ms), sort=lambda row: row.p90_ms)),
         (True, Column("p99, ms", lambda row: number(row.p99_ms), sort=lambda row: row.p99_ms)),
@@ -63,16 +72,27 @@ def columns(document: Document, group: GroupPart) -> list[Column]:
             measured and any(row.published_top1 is not None for row in group.rows),
             _published("Top-1", lambda row: percent(row.published_top1), lambda row: row.published_top1),
         ),
-        (
-            any(row.published_a100_ms is not None for row in group.rows),
-            _published(a100, lambda row: as_published(row.published_a100_ms), lambda row: row.published_a100_ms),
-        ),
     )
-    return [column for shown, column in parts if shown]
+    published = [
+        (
+            any(clock in row.published_latencies_ms for row in group.rows),
+            _published(f"A100, {clock}, batch 1, ms", partial(_a100, clock), partial(_a100_ms, clock)),
+        )
+        for clock in clocks
+    ]
+    return [column for shown, column in (*parts, *published) if shown]
+
+
+def _a100_ms(clock: str, row: RowPart) -> float | None:
+    return row.published_latencies_ms.get(clock)
+
+
+def _a100(clock: str, row: RowPart) -> str:
+    return as_published(_a100_ms(clock, row))
 
 
 def _published(heading: str, text: Callable[[RowPart], str], sort: Callable[[RowPart], float | None]) -> Column:
-    return Column(f"Published: {heading}", text, published=True, needs_latency=False, sort=sort)
+    return Column(f"{PUBLISHED}{heading}", text, published=True, needs_latency=False, sort=sort)
 
 
 def _stability(row: RowPart) -> str:
@@ -83,8 +103,8 @@ def _median_span(row: RowPart) -> str:
     return span(row.run.median_interval_ms)
 
 
-def _ratio_value(row: RowPart) -> float | None:
-    return row.ratio.value if row.ratio else None
+def _value(ratio: Interval | None) -> float | None:
+    return ratio.value if ratio else None
 
 
 def _source(row: RowPart) -> str:
@@ -102,8 +122,28 @@ def _ratio_note(document: Document, row: RowPart) -> str:
         return "baseline"
     if row.ratio is None:
         return "no baseline in this group"
-    word = "slower" if row.ratio.low > 1 else "faster" if row.ratio.high < 1 else "no difference shown"
-    return f"{times_span(row.ratio)}, {word}"
+    return _in_words(row.ratio)
+
+
+def _float_ratio(row: RowPart) -> str:
+    return times(row.against_float.value) if row.against_float else UNKNOWN
+
+
+def _float_value(row: RowPart) -> float | None:
+    return _value(row.against_float)
+
+
+def _float_note(row: RowPart) -> str:
+    return _in_words(row.against_float) if row.against_float else ""
+
+
+def _in_words(ratio: Interval) -> str:
+    return f"{times_span(ratio)}, {verdict(ratio)}"
+
+
+def verdict(ratio: Interval) -> str:
+    """A ratio in a word or two."""
+    return "slower" if ratio.low > 1 else "faster" if ratio.high < 1 else "no difference shown"
 
 
 def failure(row: RowPart) -> str:
@@ -162,60 +202,56 @@ def layer_cells(row: RowPart, layer: Layer) -> list[str]:
 
 LAYERS = ("Network", "Layer", "Operator", "Time, ms", "Bound, ms", "Bound by time", "Bound by")
 
-Cells = Sequence[tuple[str, Callable[[Document, GroupPart, RowPart], Any]]]
 
-CSV_COLUMNS: Cells = (
-    ("backend", lambda _d, group, _r: group.backend),
-    ("precision", lambda _d, group, _r: group.precision),
-    ("batch", lambda _d, group, _r: group.batch),
-    ("channels", lambda _d, group, _r: group.input_size[0]),
-    ("height", lambda _d, group, _r: group.input_size[1]),
-    ("width", lambda _d, group, _r: group.input_size[2]),
-    ("mode", lambda _d, group, _r: group.mode),
-    ("network", lambda _d, _g, row: row.network),
-    ("label", lambda _d, _g, row: row.name),
-    ("family", lambda _d, _g, row: row.family),
-    ("artifact", lambda _d, _g, row: row.artifact),
-    ("artifact_sha256", lambda _d, _g, row: row.artifact_sha256),
-    ("size_bytes", lambda _d, _g, row: row.size_bytes),
-    ("parameters", lambda _d, _g, row: row.parameters),
-    ("gmacs", lambda _d, _g, row: row.gmacs),
-    ("depth", lambda _d, _g, row: row.depth),
-    ("top1_percent", lambda _d, _g, row: row.top1),
-    ("top1_source", lambda _d, _g, row: row.accuracy.source if row.accuracy else None),
-    ("top1_images", lambda _d, _g, row: row.accuracy.images if row.accuracy else None),
-    ("median_ms", lambda _d, _g, row: row.median_ms),
-    ("median_low_ms", lambda _d, _g, row: row.run.median_interval_ms.low if row.run.median_interval_ms else None),
-    ("median_high_ms", lambda _d, _g, row: row.run.median_interval_ms.high if row.run.median_interval_ms else None),
-    ("p90_ms", lambda _d, _g, row: row.p90_ms),
-    ("p99_ms", lambda _d, _g, row: row.p99_ms),
-    ("cv", lambda _d, _g, row: row.cv),
-    ("calls", lambda _d, _g, row: row.count),
-    ("images_per_s", lambda _d, _g, row: row.images_per_s),
-    ("device_median_ms", lambda _d, _g, row: row.device_median_ms),
-    ("baseline", lambda document, _g, _r: document.baseline),
-    ("ratio", lambda _d, _g, row: row.ratio.value if row.ratio else None),
-    ("ratio_low", lambda _d, _g, row: row.ratio.low if row.ratio else None),
-    ("ratio_high", lambda _d, _g, row: row.ratio.high if row.ratio else None),
-    ("interval_level", lambda _d, _g, row: row.ratio.level if row.ratio else None),
-    ("stability", lambda _d, _g, row: stability(row)),
-    ("error", lambda _d, _g, row: row.error),
-    ("bound_ms", lambda _d, _g, row: row.roofline.bound_ms if row.roofline else None),
-    ("resident_bound_ms", lambda _d, _g, row: row.roofline.resident_bound_ms if row.roofline else None),
-    ("binds", lambda _d, _g, row: row.roofline.binds if row.roofline else None),
-    ("published_top1_percent", lambda _d, _g, row: row.published_top1),
-    ("published_a100_ms", lambda _d, _g, row: row.published_a100_ms),
-)
+def csv_line(document: Document, group: GroupPart, row: RowPart) -> dict[str, Any]:
+    """All figures of a row by their columns' names."""
+    channels, height, width = group.input_size
+    middle, ratio, beside, roofline = row.run.median_interval_ms, row.ratio, row.against_float, row.roofline
+    own = row.model_dump(include={
+        "network", "family", "artifact", "artifact_sha256", "size_bytes", "parameters", "gmacs", "depth", "median_ms",
+        "p90_ms", "p99_ms", "cv", "images_per_s", "error", "weights", "published_a100_ms",
+    })  # fmt: skip
+    found = {
+        "backend": group.backend, "precision": group.precision, "batch": group.batch, "channels": channels,
+        "height": height, "width": width, "mode": group.mode, "label": row.name,
+        "top1_percent": row.top1, "top1_source": row.accuracy.source if row.accuracy else None,
+        "top1_images": row.accuracy.images if row.accuracy else None, "calls": row.count,
+        "median_low_ms": middle.low if middle else None, "median_high_ms": middle.high if middle else None,
+        "device_median_ms": row.device_median_ms, "baseline": document.baseline, "ratio": _value(ratio),
+        "ratio_low": ratio.low if ratio else None, "ratio_high": ratio.high if ratio else None,
+        "interval_level": ratio.level if ratio else None, "against_float": _value(beside),
+        "against_float_low": beside.low if beside else None, "against_float_high": beside.high if beside else None,
+        "against_float_precision": beside.precision if beside else None, "stability": stability(row),
+        "bound_ms": roofline.bound_ms if roofline else None,
+        "resident_bound_ms": roofline.resident_bound_ms if roofline else None,
+        "binds": roofline.binds if roofline else None, "published_top1_percent": row.published_top1,
+        "published_a100_pytorch_ms": _a100_ms("PyTorch", row),
+        "published_a100_tensorrt_fp32_ms": _a100_ms("TensorRT FP32", row),
+        "published_a100_tensorrt_fp16_ms": _a100_ms("TensorRT FP16", row),
+    }  # fmt: skip
+    return own | found
+
+
+CSV_COLUMNS = (
+    "backend", "precision", "batch", "channels", "height", "width", "mode", "network", "label", "family", "artifact",
+    "artifact_sha256", "weights", "size_bytes", "parameters", "gmacs", "depth", "top1_percent", "top1_source",
+    "top1_images", "median_ms", "median_low_ms", "median_high_ms", "p90_ms", "p99_ms", "cv", "calls", "images_per_s",
+    "device_median_ms", "baseline", "ratio", "ratio_low", "ratio_high", "interval_level", "against_float",
+    "against_float_low", "against_float_high", "against_float_precision", "stability", "error", "bound_ms",
+    "resident_bound_ms", "binds", "published_top1_percent", "published_a100_ms", "published_a100_pytorch_ms",
+    "published_a100_tensorrt_fp32_ms", "published_a100_tensorrt_fp16_ms",
+)  # fmt: skip
 
 
 def write_csv(document: Document) -> str:
     """One line per row of the document, figures in full; empty where nothing is known."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([name for name, _ in CSV_COLUMNS])
+    writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
     for group in document.groups:
         for row in group.rows:
-            writer.writerow([_safe(value(document, group, row)) for _, value in CSV_COLUMNS])
+            line = csv_line(document, group, row)
+            writer.writerow({name: _safe(value) for name, value in line.items()})
     return stream.getvalue()
 
 

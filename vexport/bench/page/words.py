@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from vexport.bench.page.document import Document, GroupPart, Interval, RowPart
+from vexport.bench.advice import SUBJECT
+from vexport.bench.page.document import Document, GroupPart, Interval, RowPart, ThroughputPart
+from vexport.bench.report import compared
 
 UNKNOWN = "–"
-SUBJECT = "VanillaNet"
 INCOMPLETE = "Incomplete: the measurement was interrupted; some networks or groups are missing."
 
 
@@ -29,16 +31,22 @@ def span(interval: Interval | None, count: int = 4) -> str:
     return f"{digits(interval.low, count)} to {digits(interval.high, count)}" if interval else ""
 
 
-def times(value: float) -> str:
-    """A ratio, as `1.98×`."""
-    if 0.95 < value < 1.05 and value != 1:  # 1.004 is more than 1, and must not look like it
-        return f"{value:.3f}×"
-    return f"{value:.2f}×" if value >= 0.095 else f"{digits(value, 2)}×"
-
-
-def times_span(interval: Interval) -> str:
-    """A ratio's interval, as `1.90 to 2.05`."""
-    return f"{times(interval.low)[:-1]} to {times(interval.high)[:-1]}"
+def throughputs(parts: Sequence[ThroughputPart]) -> list[str]:
+    """What each network gains from larger batches, in words; nothing where one batch size was measured."""
+    said = []
+    for part in parts:
+        best = max(part.batches, key=lambda one: one.images_per_s.value)
+        enough = next((one for one in part.batches if one.nearly_best), best)
+        first = part.batches[0]
+        text = (
+            f"{part.label}, {part.precision}, {part.backend}: {digits(first.images_per_s.value, 3)} images/s at batch "
+            f"{first.batch}, at most {digits(best.images_per_s.value, 3)} ({span(best.images_per_s, 3)}) at batch "
+            f"{best.batch}"
+        )
+        if enough.batch < best.batch:
+            text += f"; batch {enough.batch} reaches 95 % of that at {digits(enough.latency_ms, 3)} ms a call"
+        said.append(text + ".")
+    return said
 
 
 def percent(value: float | None) -> str:
@@ -48,12 +56,7 @@ def percent(value: float | None) -> str:
 
 def compare(row: RowPart, rival: RowPart, ratio: Interval) -> str:
     """Which of two is faster, by how much, as a sentence without its full stop."""
-    if ratio.low > 1:
-        return f"{row.name} is slower than {rival.name}: it takes {times(ratio.value)} the time ({times_span(ratio)})"
-    if ratio.high < 1:
-        gain = Interval(value=1 / ratio.value, low=1 / ratio.high, high=1 / ratio.low, level=ratio.level)
-        return f"{row.name} is {times(gain.value)} faster than {rival.name} ({times_span(gain)})"
-    return f"{row.name} and {rival.name} cannot be told apart: {times(ratio.value)} the time ({times_span(ratio)})"
+    return compared(row.name, rival.name, ratio)
 
 
 def stability(row: RowPart) -> str:
@@ -71,8 +74,10 @@ def clean(text: str) -> str:
 
 
 def as_published(value: float | None) -> str:
-    """A figure with the digits that it was published with."""
-    return UNKNOWN if value is None else f"{value:g}"
+    """A figure with the digits that it was published with: the paper's have two decimals."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.2f}" if value == round(value, 2) else f"{value:g}"
 
 
 def accuracies(row: RowPart, rival: RowPart) -> str:
@@ -102,6 +107,48 @@ def device_name(environment: dict[str, object], group: GroupPart | None = None) 
     if isinstance(gpus, list) and gpus and any(word in backend for word in ("cuda", "gpu", "tensorrt", "trt")):
         return str(gpus[0])
     return str(environment.get("cpu") or "this device")
+
+
+def short_title(document: Document, group: GroupPart) -> str:
+    """The fewest words that tell a group from the others."""
+    others = [other for other in document.groups if other is not group]
+    backend = any(other.backend != group.backend for other in others)
+    told = backend and group.precision.upper() in group.backend.upper().split()
+    parts = [] if told else [group.precision]
+    if any(other.batch != group.batch for other in others):
+        parts.append(f"batch {group.batch}")
+    if any(other.input_size != group.input_size for other in others):
+        parts.append(f"{group.input_size[1]}x{group.input_size[2]}")
+    if backend:
+        parts.append(group.backend)
+    return ", ".join(parts)
+
+
+def weights_note(document: Document) -> str:
+    """Whose accuracies the published ones are not; empty where none is published."""
+    rows = [row for group in document.groups for row in group.rows]
+    published = [row for row in rows if row.measured and row.accuracy and row.accuracy.source == "published"]
+    random = list(dict.fromkeys(row.name for row in published if row.weights == "random"))
+    if not published:
+        return ""
+    if not random:
+        return "Accuracies marked published are the authors', of their weights: not of the files that were timed here."
+    who = "" if len(random) == len({row.name for row in published}) else f"of {', '.join(random)} "
+    return (
+        "Accuracies marked published are the authors', of their trained weights. The files that were timed here "
+        f"{who}have random weights: latency hardly depends on a weight's value, but these files have "
+        "no accuracy of their own."
+    )
+
+
+def notes(group: GroupPart) -> list[str]:
+    """What the rows of a group say besides their figures, each once, with the networks where not all say it."""
+    rows = [row for row in group.rows if not row.figures_only]
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.notes:
+            found.setdefault(note, []).append(row.name)
+    return [f"{note}." if len(who) == len(rows) > 1 else f"{', '.join(who)}: {note}." for note, who in found.items()]
 
 
 def title(document: Document) -> str:

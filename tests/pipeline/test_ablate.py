@@ -1,0 +1,405 @@
+"""Ablations: figures and intervals, processes that fail, what is kept, what is refused; a small one for real."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from vexport.errors import InputError, TrainingError, WorkspaceError
+from vexport.pipeline.ablate import AblationOutcome, run_ablation
+from vexport.pipeline.ablate_document import as_markdown, table_cells
+from vexport.pipeline.ablate_process import STOP_S, Failure, Running, do_runs, is_divergence
+from vexport.pipeline.ablate_progress import Progress
+from vexport.pipeline.ablate_run import Job, do_run
+from vexport.pipeline.ablate_table import compare_seeds, describe, make_rows
+from vexport.recipe import recipe_hash
+from vexport.recipe.ablation import AblationRecipe, load_ablation
+from vexport.workspace import Workspace, read_manifest
+
+from . import ablate_works as works
+
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+
+HEAD = """\
+title: Mine
+base: quickstart
+seeds: [0, 1]
+reference: n = 0
+set:
+  epochs: 2
+  batch_size: 512
+  device: cpu
+  network.width: 0.015625
+  deep_training.decay_epochs: 1
+  schedule.warmup_epochs: 0
+runs:
+"""
+TWO = """\
+  n0: {row: V5, column: n = 0, set: {network.act_num: 0}, published: 60.53}
+  n1: {row: V5, column: n = 1, set: {network.act_num: 1}, published: 74.53}
+"""
+
+Make = Callable[..., AblationOutcome]
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(HEAD + TWO)
+    return path
+
+
+@pytest.fixture
+def make(mine: Path, tmp_path: Path) -> Make:
+    """Run the ablation, with stand-ins for the training."""
+
+    def run(*names: str, text: str | None = None, **options: Any) -> AblationOutcome:
+        if text is not None:
+            mine.write_text(text)
+        elif names:
+            rows = [f"  {name}: {{column: {name}, set: {{network.act_num: {n}}}}}\n" for n, name in enumerate(names)]
+            mine.write_text(HEAD.replace("reference: n = 0", f"reference: {names[0]}") + "".join(rows))
+        return run_ablation(mine, **{"workspace": Workspace(tmp_path / "out"), "work": works.by_name, **options})
+
+    return run
+
+
+def job(folder: Path, run: str = "n0", seed: int = 0, **more: Any) -> Job:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Job(run, seed, folder, folder / "none.yaml", (), "", **more)
+
+
+# The table
+
+
+def test_the_interval_is_students_t_of_the_pairs() -> None:
+    found = compare_seeds({0: 10.0, 1: 12.0, 2: 14.0, 7: 99.0}, {0: 9.0, 1: 10.0, 2: 11.0, 8: 0.0})
+    assert found is not None
+    # Differences 1, 2, 3: their deviation is 1, and t(0.975, 2) = 4.302653.
+    assert (found.value, found.seeds) == (2.0, 3)
+    assert found.low == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-5)
+    assert found.high == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-5)
+    assert not found.is_told_apart
+
+
+def test_one_seed_has_no_interval() -> None:
+    found = compare_seeds({0: 10.0}, {0: 9.0, 1: 8.0})
+    assert found is not None
+    assert (found.value, found.low, found.high, found.is_told_apart) == (1.0, None, None, False)
+    assert compare_seeds({0: 10.0}, {1: 8.0}) is None
+
+
+RUNS = {
+    "a": {"row": "V6", "column": "none", "published": 59.58},
+    "b": {"row": "V6", "column": "series", "published": 75.23},
+    "c": {"row": "V6", "column": "deep"},
+    "d": {"row": "R50", "column": "none"},
+    "e": {"row": "R50", "column": "series"},
+}
+
+
+def rows_of(values: dict[str, Sequence[float | None]]) -> Any:
+    recipe = AblationRecipe.model_validate({"name": "x", "base": "quickstart", "reference": "none", "runs": RUNS})
+    results: dict[tuple[str, int], dict[str, Any]] = {}
+    for run, figures in values.items():
+        for seed, value in enumerate(figures):
+            failure = {"failure": {"kind": "failed", "text": "it broke"}}
+            results[run, seed] = failure if value is None else {"top1": value}
+    return make_rows(recipe, (0, 1, 2), results)
+
+
+def test_mean_spread_and_what_is_missing() -> None:
+    rows = rows_of({"a": [50.0, 52.0, 54.0], "b": [60.0, None, 64.5], "d": [None, None, None]})
+    a, b, c, d, _ = rows
+    assert (a.mean, a.std, a.seeds, a.is_reference, a.difference) == (52.0, 2.0, 3, True, None)
+    assert (b.mean, b.seeds, b.failures, b.missing) == (62.25, 2, {1: "it broke"}, ())
+    assert b.difference.value == pytest.approx(10.25), "over the seeds that both have"
+    assert b.published_difference == pytest.approx(15.65)
+    assert (c.mean, c.missing, c.published_difference) == (None, (0, 1, 2), None)
+    assert (d.mean, len(d.failures)) == (None, 3)
+
+
+def test_the_verdicts_say_what_can_be_told() -> None:
+    better = describe(rows_of({"a": [50.0, 51.0, 52.0], "b": [60.0, 61.2, 61.9], "c": [50.5, 49.8, 52.3]}))
+    assert better == [
+        "series: +10.03 points (+9.65 to +10.41, 3 seeds) over none on V6: better; published on ImageNet: +15.65",
+        "deep: -0.13 points (-2.44 to +2.17, 3 seeds) over none on V6: cannot be told apart",
+    ]
+    worse = describe(rows_of({"a": [60.0, 61.0, 62.0], "b": [50.0], "c": [50.0, 51.2, 51.9], "d": [None], "e": [5.0]}))
+    assert worse == [
+        "series: -10.00 points over none on V6, one seed: chance is not ruled out; published on ImageNet: +15.65",
+        "deep: -9.97 points (-10.35 to -9.59, 3 seeds) over none on V6: worse",
+        "series on R50: not compared with none: none failed",
+    ]
+
+
+def test_columns_that_would_be_empty_are_left_out() -> None:
+    columns, cells = table_cells(rows_of({"a": [50.0], "b": [60.0], "d": [None]}))
+    assert columns == ["", "run", "top-1 %", "seeds", "difference", "published, ImageNet %"]
+    assert [row[2] for row in cells] == ["50.00", "60.00", "failed"], "nor what was not run"
+    assert cells[0] == ["V6", "none", "50.00", "1", "reference", "59.58"]
+    assert cells[1] == ["V6", "series", "60.00", "1", "+10.00", "75.23"]
+
+
+# Processes
+
+
+def test_a_run_that_fails_costs_no_other(make: Make, tmp_path: Path) -> None:
+    said: list[str] = []
+    names = ("n0", "exit", "abort", "killed", "memory", "diverge", "bug", "undeployed", "n1")
+    outcome = make(*names, seeds=[0], jobs=3, tell=said.append)
+    rows = {row.run: row for row in outcome.rows}
+    assert (rows["n0"].mean, rows["n1"].mean, rows["undeployed"].mean) == (50.0, 60.0, 40.0)
+    texts = {name: row.failures[0] for name, row in rows.items() if row.failures}
+    assert texts == {
+        "exit": "crashed: it ended with exit code 3",
+        "abort": "crashed: signal 6 (SIGABRT)",
+        "killed": "killed by signal 9 (out of memory?)",
+        "memory": "out of memory: MemoryError",
+        "diverge": "the loss of step 7 is not finite",
+        "bug": "ZeroDivisionError: one by none",
+        "undeployed": "not deployed: the graph disagrees with the network",
+    }
+    assert len(outcome.failures) == 7
+    with pytest.raises(TrainingError, match="7 runs failed"):
+        outcome.require_complete()
+    document = json.loads(outcome.files[0].read_text())
+    assert document["complete"] is False
+    kinds = {one["run"]: one["failure"]["kind"] for one in document["runs"] if one.get("failure")}
+    assert kinds == {"exit": "crashed", "abort": "crashed", "killed": "out of memory", "memory": "out of memory",
+                     "diverge": "diverged", "bug": "failed"}  # fmt: skip
+    assert any("hint: lower the rate" in line for line in said)
+    output = (tmp_path / "out/ablation/mine/bug.s0/output.txt").read_text()
+    assert "about to begin" in output
+    assert "Traceback" in output, "what a run says is kept"
+    assert "- bug.s0: ZeroDivisionError: one by none" in outcome.files[1].read_text()
+
+
+def test_a_run_that_says_nothing_is_hung(tmp_path: Path) -> None:
+    ended: list[Any] = []
+    began = time.monotonic()
+    do_runs([job(tmp_path / "hang", "hang")], works.by_name, at_once=1, patience_s=4.0,
+            on_end=lambda job, answer, seconds: ended.append(answer))  # fmt: skip
+    assert isinstance(ended[0], Failure)
+    assert ended[0].kind == "hung"
+    assert time.monotonic() - began < 300, "it would sleep for ten minutes"
+
+
+@pytest.mark.parametrize("work", [works.obedient, works.stubborn])
+def test_ctrl_c_stops_the_processes(tmp_path: Path, work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vexport.pipeline.ablate_process.STOP_S", 2.0 if work is works.stubborn else STOP_S)
+    seen: list[int] = []
+
+    def interrupt(running: Sequence[Running], waiting: int) -> None:
+        assert waiting == 1, "as many at once as were asked for"
+        if all(one.step.isdigit() for one in running):
+            seen.extend(int(one.step) for one in running)
+            raise KeyboardInterrupt
+
+    jobs = [job(tmp_path / f"r{n}", f"r{n}") for n in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        do_runs(jobs, work, at_once=2, patience_s=300, on_end=lambda *_: None, on_tick=interrupt)
+    assert len(seen) == 2
+    for pid in seen:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    stopped = [(tmp_path / f"r{n}/stopped.json").exists() for n in range(3)]
+    assert stopped == ([True, True, False] if work is works.obedient else [False] * 3)
+
+
+def test_runs_share_the_cores(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vexport.pipeline.ablate.usable_cores", lambda: 7)
+    document = make(seeds=[0], jobs=2).document
+    assert [(one["threads"], one["omp"]) for one in document["runs"]] == [(3, "3"), (3, "3")]
+    (settings,) = {tuple(one["settings"][-2:]) for one in document["runs"][:1]}
+    assert settings == ("name=n0.s0", "seed=0")
+
+
+def test_the_table_is_whole_after_the_first_seed(make: Make) -> None:
+    order: list[str] = []
+    make(tell=lambda line: order.append(line.split()[1].rstrip(":")))
+    assert order == ["n0.s0", "n1.s0", "n0.s1", "n1.s1"]
+
+
+def test_the_time_that_is_left() -> None:
+    jobs = [job(Path("/tmp"), run, seed) for seed in (0, 1) for run in ("a", "b")]
+    progress = Progress(jobs, {"a": "x", "b": "y"}, at_once=1)
+    assert progress.left_s(()) is None, "nothing is known yet"
+    progress.end(jobs[0], 10.0, failed=False)
+    assert progress.left_s(()) == pytest.approx(30.0), "others count as what is known"
+    progress.end(jobs[1], 50.0, failed=False)
+    assert progress.left_s(()) == pytest.approx(60.0), "the same run with another seed takes as long"
+    now = time.monotonic()
+    going = Running(jobs[2], None, None, now - 4, now, share=0.25, eta_s=12.0)  # type: ignore[arg-type]
+    assert progress.left_s([going]) == pytest.approx(62.0, abs=0.5)
+    assert progress.share([going]) == pytest.approx(2.25 / 4)
+
+
+# What is there already, and what is in the way
+
+
+def test_what_is_chosen(make: Make) -> None:
+    outcome = make(runs=["n1"], seeds=[4])
+    assert [row.mean for row in outcome.rows] == [None, 64.0]
+    assert (outcome.rows[0].missing, outcome.failures) == ((4,), ())
+    assert outcome.document["complete"] is False
+    assert "not run yet: n0.s4" in outcome.document["notes"]
+    assert [row.mean for row in make(runs=["n*"], seeds=[4]).rows] == [54.0, 64.0]
+    with pytest.raises(InputError, match="mine has no run 'n2'"):
+        make(runs=["n2"])
+    with pytest.raises(InputError, match="--jobs 0"):
+        make(jobs=0)
+
+
+def test_files(make: Make) -> None:
+    outcome = make(command="vexport ablate mine.yaml")
+    assert [path.name for path in outcome.files] == ["ablation.json", "ablation.md", "ablation.svg", "ablation.png"]
+    assert json.loads(outcome.files[0].read_text()) == json.loads(json.dumps(outcome.document))
+    text = outcome.files[1].read_text()
+    assert text == as_markdown(outcome.document, outcome.rows)
+    assert "| V5 | n = 1 | 60.50 | 0.71 | 2 | +10.00 (+10.00 to +10.00) | 60.00 | 1e-07 | 74.53 |" in text
+    assert "Repeat: `vexport ablate mine.yaml`" in text
+    assert "no epoch was chosen by looking at them" in text
+    assert outcome.files[2].read_text().startswith("<?xml")
+    assert outcome.files[3].read_bytes().startswith(b"\x89PNG")
+    assert make().files[2].read_bytes() == outcome.files[2].read_bytes(), "the same figures give the same picture"
+
+
+def test_one_process_at_a_time(make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "out/ablation/mine"
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"), pytest.raises(WorkspaceError, match="another process works on"):
+        make()
+    assert make(seeds=[0]).failures == ()
+
+
+def test_a_folder_that_may_not_be_written(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(WorkspaceError, match="no permission to write"):
+        make()
+
+
+def test_a_file_of_somebody_else_is_not_written_over(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "out/ablation/mine/ablation.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"mine": true}')
+    with pytest.raises(WorkspaceError, match="is in the way"):
+        make()
+    assert path.read_text() == '{"mine": true}'
+    assert make(seeds=[0], force=True).files[0] == path
+
+
+def test_images_that_are_not_there(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not say where its images are") as caught:
+        run_ablation("slope", workspace=Workspace(tmp_path / "out"))
+    assert caught.value.hint.startswith("--data DIR")
+    with pytest.raises(InputError, match="there are no images at nowhere"):
+        run_ablation("slope", workspace=Workspace(tmp_path / "out"), overrides=["data.source=nowhere"])
+
+
+def test_an_unknown_network(make: Make, mine: Path) -> None:
+    text = HEAD + TWO.replace("{network.act_num: 1}", "{network.model: vanilanet_6}")
+    with pytest.raises(InputError, match="run n1: unknown model 'vanilanet_6'") as caught:
+        make(text=text)
+    assert caught.value.hint == "did you mean vanillanet_6?"
+
+
+# For real
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of two, trained and deployed by this process."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "mine.yaml").write_text(HEAD + TWO)
+    return folder
+
+
+def real_job(folder: Path, run: str = "n0", *overrides: str, **more: Any) -> Job:
+    ablation = load_ablation(folder / "mine.yaml", overrides)
+    plan = ablation.plan(run, 0)
+    own = folder / "out/ablation/mine" / plan.name
+    own.mkdir(parents=True, exist_ok=True)
+    return Job(run, 0, own, ablation.base, tuple(ablation.settings(run, 0)), recipe_hash(plan), **more)
+
+
+def test_a_run_is_trained_and_deployed(trained: Path) -> None:
+    told: list[tuple[Any, ...]] = []
+    one = real_job(trained)
+    found = do_run(one, told.append)
+    manifest = read_manifest(one.folder / "n0.s0.last.ckpt")
+    assert manifest is not None
+    assert (found["top1"], found["correct"]) == (manifest.facts["top1"], manifest.facts["correct"])
+    assert (found["epochs"], manifest.facts["epoch"]) == (2, 2), "the last epoch, not the best"
+    deployed = found["deployed"]
+    assert deployed["correct"] == found["correct"], "the graph answers as the averaged weights do"
+    assert deployed["images"] == found["images"] > 300
+    assert 0 <= deployed["graph_max_rel"] < 1e-5
+    assert 0 < deployed["merge_max_rel"] < 1e-5
+    assert Path(deployed["graph"]).name == "n0.s0.last.onnx"
+    assert sorted(Path(found["log"]).glob("version_*/metrics.csv"))
+    assert json.loads((one.folder / "recipe.json").read_text())["network"]["act_num"] == 0
+    epochs = [rest for kind, *rest in told if kind == "epoch"]
+    assert epochs[-1][:2] == [2, 2]
+    again = do_run(one, told.append)
+    assert again["checkpoint_sha256"] == found["checkpoint_sha256"]
+    assert (again["deployed"], again["log"]) == (deployed, found["log"])
+
+
+def test_a_run_that_diverges_says_so(trained: Path) -> None:
+    one = real_job(trained, "n1", "optimizer.lr=1.0e+30", "optimizer.name=sgd", export=False)
+    with pytest.raises(TrainingError, match="the loss is nan at step 1") as caught:
+        do_run(one, lambda _: None)
+    assert is_divergence(caught.value)
+    assert not is_divergence(TrainingError("the device's memory is too small", hint="lower it"))
+
+
+@pytest.mark.slow
+def test_a_small_ablation_from_end_to_end(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(HEAD.replace("[0, 1]", "[0]") + TWO)
+    work = Workspace(tmp_path / "out")
+    said: list[str] = []
+    outcome = run_ablation(mine, workspace=work, jobs=2, tell=said.append)
+    assert (outcome.trained, outcome.kept, outcome.failures) == (2, 0, ())
+    for row in outcome.rows:
+        assert row.deployed_mean == row.mean
+    assert outcome.document["complete"] is True
+
+    kept = run_ablation(mine, workspace=work, work=works.by_name)
+    assert (kept.trained, kept.kept) == (0, 2)
+    assert [row.mean for row in kept.rows] == [row.mean for row in outcome.rows]
+
+    with pytest.raises(InputError, match="2 runs are of another recipe") as caught:
+        run_ablation(mine, workspace=work, overrides=["epochs=3"], work=works.by_name)
+    assert caught.value.details == ("n0.s0: epochs 2 then, 3 now", "n1.s0: epochs 2 then, 3 now")
+    one = run_ablation(
+        mine, workspace=work, overrides=["optimizer.lr=1e-3"], runs=["n1"], force=True, work=works.by_name
+    )
+    assert (one.trained, one.kept, one.rows[1].mean) == (1, 0, 60.0)
+    assert one.document["runs"][1]["anew"] is True
+    assert one.rows[0].missing == (0,), "what is there of n0 is of another recipe"
+
+    last = work.root / "ablation/mine/n0.s0/n0.s0.last.ckpt.json"
+    last.write_text(last.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    changed = run_ablation(mine, workspace=work, runs=["n0"], work=works.by_name)
+    assert (changed.trained, changed.kept) == (1, 0), "figures of another checkpoint do not count"
+
+
+def test_signals_are_as_before(make: Make) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    make(seeds=[0], runs=["n0"])
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

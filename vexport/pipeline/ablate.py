@@ -1,0 +1,363 @@
+"""An ablation: train what its recipe names with every seed, deploy it, and tell what makes a difference.
+
+Everything lies in `ablation/<name>/` of the workspace, each run in a folder of its own. Runs that finished are kept
+while their training recipe stays the same, those that an interrupt stopped go on after their last epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vexport.bench.environment import usable_cores
+from vexport.engine.timing import write_atomically
+from vexport.errors import InputError, TrainingError, WorkspaceError
+from vexport.model.variants import VARIANTS, unknown_model
+from vexport.pipeline.ablate_document import list_failures, make_document, require_own, write_document
+from vexport.pipeline.ablate_process import Failure, Running, Work, do_runs
+from vexport.pipeline.ablate_progress import Progress
+from vexport.pipeline.ablate_run import RECIPE, STREAMED, Job, do_run
+from vexport.pipeline.ablate_table import TableRow
+from vexport.recipe import ImagesSection, Recipe, recipe_hash
+from vexport.recipe.ablation import FOLDER, Ablation, load_ablation, run_name, unknown_run
+from vexport.recipe.checks import ABLATION_ONLY
+from vexport.workspace import Workspace, mapped_os_errors, read_manifest
+
+RESULT, LOCK = "result.json", ".lock"
+OnStep = Callable[[str, float | None], None]
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class AblationOutcome:
+    """An ablation's figures and files.
+
+    Args:
+        document: As written to `ablation.json`.
+        rows: Its table.
+        files: That were written; `ablation.json` first.
+        kept: Runs that were there already.
+        trained: Runs that this call finished.
+        failures: Chosen runs without figures, or without a graph where one was asked for, in words.
+    """
+
+    document: Mapping[str, Any]
+    rows: tuple[TableRow, ...]
+    files: tuple[Path, ...]
+    kept: int
+    trained: int
+    failures: tuple[str, ...]
+
+    def require_complete(self) -> None:
+        """Raise where a chosen run failed.
+
+        Raises:
+            TrainingError: with every one.
+        """
+        if not self.failures:
+            return
+        count = f"{len(self.failures)} run{'s' if len(self.failures) > 1 else ''}"
+        raise TrainingError(
+            f"{count} failed; the table is of the others",
+            details=self.failures,
+            hint="what a run said stands in output.txt of its folder; the same command tries the failed ones again",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.document, "kept": self.kept, "trained": self.trained, "failures": list(self.failures)}
+
+
+def run_ablation(
+    name_or_path: str | Path,
+    *,
+    workspace: Workspace,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    runs: Sequence[str] = (),
+    jobs: int = 1,
+    export: bool = True,
+    force: bool = False,
+    command: str = "vexport ablate",
+    on_step: OnStep = lambda _text, _share: None,
+    tell: Callable[[str], None] = lambda _line: None,
+    work: Work = do_run,
+) -> AblationOutcome:
+    """Train, deploy and compare the runs of an ablation, each in its own process.
+
+    Args:
+        name_or_path: A shipped ablation's name, or a path.
+        workspace: Where everything goes, into `ablation/<name>/`.
+        overrides: `section.field=value`, for the training recipe of every run.
+        seeds: In place of the recipe's.
+        runs: Do these only, by name or pattern (`alexnet.*`); all where none is named. The table has what is there of
+            the others.
+        jobs: Runs at once; they share the processor's cores.
+        export: Whether to merge, export and evaluate each trained network.
+        force: Train the chosen runs anew whatever there is, and write over files that vexport did not write.
+        command: That was given, for the document.
+        on_step: Told what is going on, and the share that is done where it is known.
+        tell: Told what is worth a line.
+        work: What the process of a run does.
+
+    Returns:
+        The outcome; runs that failed stand in it.
+
+    Raises:
+        RecipeError: there is no such ablation, or it has errors.
+        InputError: a run or a number does not fit, the images are missing, or a run of another recipe is in the way.
+        WorkspaceError: the folder cannot be written, or another process works in it.
+        KeyboardInterrupt: Ctrl-C; the document holds what was finished.
+    """
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs} is not positive", hint="give 1 or more")
+    ablation = load_ablation(name_or_path, overrides, seeds=seeds)
+    chosen = _choose(ablation, runs)
+    plans = {key: ablation.plan(*key) for key in _keys(ablation)}
+    _require_networks(ablation, plans)
+    folder = workspace.root / FOLDER / ablation.recipe.name
+    with _locked(folder):
+        require_own(folder, force=force)
+        if not force:
+            _require_same_recipes(folder, plans, chosen)
+        found = {key: _read_result(folder, plans[key], key) for key in plans}
+        results: dict[Key, dict[str, Any]] = {key: one for key, one in found.items() if one is not None}
+        todo = [key for key in chosen if force or not _is_done(results.get(key), export)]
+        for key in todo if force else ():
+            results.pop(key, None)
+        _require_images([plans[key] for key in todo])
+        threads = max(1, (usable_cores() or os.cpu_count() or 1) // jobs)
+        made = [_job(ablation, folder, key, plans[key], threads, export, force) for key in todo]
+        if kept := len(chosen) - len(todo):
+            tell(f"{kept} of {len(chosen)} runs are done already")
+        session = _Session(ablation, folder, results, on_step, tell, Progress(made, _rows_of(ablation), jobs))
+
+        def write() -> tuple[dict[str, Any], list[TableRow], tuple[Path, ...]]:
+            document, rows = make_document(ablation, results, command=command, jobs=jobs, export=export)
+            return document, rows, write_document(folder, document, rows)
+
+        try:
+            do_runs(made, work, at_once=jobs, patience_s=ablation.recipe.patience_s,
+                    on_end=session.end, on_tick=session.tick)  # fmt: skip
+        except KeyboardInterrupt:
+            tell(f"{session.progress.done} of {len(made)} runs were done; the same command goes on with the others")
+            write()
+            raise
+        document, table, files = write()
+    of_chosen = {run_name(*key) for key in chosen}
+    failures = [line for line in list_failures(table) if line.partition(": ")[0] in of_chosen]
+    return AblationOutcome(document, tuple(table), files, kept, session.finished, tuple(failures))
+
+
+@dataclass
+class _Session:
+    """What goes on while runs are done."""
+
+    ablation: Ablation
+    folder: Path
+    results: dict[Key, dict[str, Any]]
+    on_step: OnStep
+    tell: Callable[[str], None]
+    progress: Progress
+    finished: int = 0
+
+    def end(self, job: Job, answer: dict[str, Any] | Failure, seconds: float) -> None:
+        """Keep a run's figures, or why there are none."""
+        failed = isinstance(answer, Failure)
+        self.progress.end(job, seconds, failed=failed)
+        if isinstance(answer, Failure):
+            self.results[job.run, job.seed] = {"failure": answer.to_json(), "folder": str(job.folder)}
+            said = [answer.text, *(f"  {line}" for line in answer.details)]
+        else:
+            result = {**answer, "recipe_hash": job.recipe_hash, "seconds": round(seconds, 1), "folder": str(job.folder)}
+            path = job.folder / RESULT
+            with mapped_os_errors(path):
+                write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
+            self.results[job.run, job.seed] = result
+            self.finished += 1
+            said = [_describe(result)]
+        count = f"[{self.progress.done}/{self.progress.total}]"
+        left = self.progress.left_s(())
+        rest = f"; about {_minutes(left)} left" if left else ""
+        self.tell(f"{count} {job.name}: {said[0]}, {_minutes(seconds)}{rest}")
+        for line in said[1:]:
+            self.tell(f"    {line.strip()}")
+
+    def tick(self, running: Sequence[Running], _waiting: int) -> None:
+        """Tell how far the runs are."""
+        parts = [
+            f"{one.job.name} {one.step or f'epoch {one.epochs[0]}/{one.epochs[1]}'}"
+            for one in running[:3]
+        ]  # fmt: skip
+        left = self.progress.left_s(running)
+        text = f"{self.progress.done}/{self.progress.total} runs: {', '.join(parts) or 'done'}"
+        self.on_step(text + (f"; about {_minutes(left)} left" if left else ""), self.progress.share(running))
+
+
+def _describe(result: Mapping[str, Any]) -> str:
+    deployed = result["deployed"] or {}
+    if "error" in deployed:
+        graph = f", not deployed: {deployed['error']}"
+    else:
+        graph = f", deployed {deployed['top1']:.2f} %" if deployed.get("top1") is not None else ""
+    return f"{result['top1']:.2f} %{graph}"
+
+
+def _minutes(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _keys(ablation: Ablation) -> list[Key]:
+    """Run and seed of all runs; seeds change last, so that the table is whole after the first."""
+    return [(run, seed) for seed in ablation.seeds for run in ablation.recipe.runs]
+
+
+def _choose(ablation: Ablation, runs: Sequence[str]) -> list[Key]:
+    names: set[str] = set()
+    for pattern in runs:
+        found = fnmatch.filter(ablation.recipe.runs, pattern)
+        if not found:
+            raise unknown_run(pattern, ablation.recipe)
+        names.update(found)
+    return [key for key in _keys(ablation) if not runs or key[0] in names]
+
+
+def _rows_of(ablation: Ablation) -> dict[str, str]:
+    return {name: run.row for name, run in ablation.recipe.runs.items()}
+
+
+def _require_networks(ablation: Ablation, plans: Mapping[Key, Recipe]) -> None:
+    known = [*VARIANTS, *ABLATION_ONLY]
+    for (run, _), plan in plans.items():
+        if plan.network.model not in known:
+            error = unknown_model(plan.network.model, known)
+            raise InputError(f"{ablation.file}: run {run}: {error.message}", details=error.details, hint=error.hint)
+
+
+def _require_images(plans: Sequence[Recipe]) -> None:
+    """Refuse before the first run what each of them would refuse."""
+    sources = dict.fromkeys(plan.data.source for plan in plans if isinstance(plan.data, ImagesSection))
+    for source in sources:
+        if source is None:
+            raise InputError(
+                "the ablation does not say where its images are",
+                hint="--data DIR: a folder with train/ and val/, each with a folder per class",
+            )
+        if source.partition("/")[0] not in STREAMED and not Path(source).expanduser().is_dir():
+            raise InputError(f"there are no images at {source}", hint="--data DIR: a folder with train/ and val/")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it.
+
+    Raises:
+        WorkspaceError: another process works in it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    path = folder / LOCK
+    with mapped_os_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise WorkspaceError(
+                f"another process works on {folder}", hint="wait for it, or choose another --workspace"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run_folder(folder: Path, key: Key) -> Path:
+    return folder / run_name(*key)
+
+
+def _require_same_recipes(folder: Path, plans: Mapping[Key, Recipe], chosen: Sequence[Key]) -> None:
+    """Refuse what would write over runs of another recipe, or on other images: all at once.
+
+    Raises:
+        InputError: with each run and the fields that differ.
+    """
+    details = []
+    for key in chosen:
+        plan, own = plans[key], _run_folder(folder, key)
+        manifest = read_manifest(own / f"{plan.name}.last.ckpt")
+        if manifest is None:
+            continue
+        if manifest.options.get("recipe_hash") != recipe_hash(plan):
+            before = _read_json(own / RECIPE)
+            changed = _differences(before, plan.to_json()) if before else []
+            # Only what shapes the weights makes another recipe of it.
+            details.append(f"{plan.name}: {'; '.join(changed) or 'of another recipe'}")
+        elif isinstance(plan.data, ImagesSection) and plan.data.source is not None:
+            then, now = manifest.options.get("source"), _resolved(plan.data.source)
+            if then is not None and then != now and manifest.facts.get("epoch", 0) >= plan.epochs:
+                details.append(f"{plan.name}: trained on {then}, now {now}")
+    if details:
+        count = f"{len(details)} run{'s are' if len(details) > 1 else ' is'}"
+        raise InputError(
+            f"{count} of another recipe",
+            details=details,
+            hint="undo the change, choose another --workspace, or give --force to train the chosen runs anew",
+        )
+
+
+def _resolved(source: str) -> str:
+    return source if source.partition("/")[0] in STREAMED else str(Path(source).expanduser().resolve())
+
+
+def _differences(before: Any, now: Any, at: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys((*before, *now))
+        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{at}.{key}".lstrip("."))]
+    return [] if before == now else [f"{at} {before} then, {now} now"]
+
+
+def _read_result(folder: Path, plan: Recipe, key: Key) -> dict[str, Any] | None:
+    """A run's figures, if its recipe is the same and its checkpoint still the one they were taken from."""
+    own = _run_folder(folder, key)
+    result = _read_json(own / RESULT)
+    manifest = read_manifest(own / f"{plan.name}.last.ckpt")
+    if result is None or manifest is None or result.get("recipe_hash") != recipe_hash(plan):
+        return None
+    return result if result.get("checkpoint_sha256") == manifest.sha256 else None
+
+
+def _is_done(result: Mapping[str, Any] | None, export: bool) -> bool:
+    deployed = (result or {}).get("deployed")
+    return result is not None and (not export or (deployed is not None and "error" not in deployed))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return data if isinstance(data, dict) else None
+    return None
+
+
+def _job(ablation: Ablation, folder: Path, key: Key, plan: Recipe, threads: int, export: bool, anew: bool) -> Job:
+    """A run to do, its folder made."""
+    own = _run_folder(folder, key)
+    settings = ablation.settings(*key)
+    if isinstance(plan.data, ImagesSection) and (plan.data.source or "").partition("/")[0] != "wds":
+        # With shards each worker shuffles its own: there the number is part of the recipe.
+        settings.append(f"data.workers={min(plan.data.workers, threads)}")
+    with mapped_os_errors(own / RECIPE):
+        own.mkdir(parents=True, exist_ok=True)
+    return Job(*key, own, ablation.base, tuple(settings), recipe_hash(plan), threads, export, anew)

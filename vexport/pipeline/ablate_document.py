@@ -1,0 +1,198 @@
+"""What an ablation leaves: `ablation.json` with every figure, the table as Markdown, and the picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from vexport.bench.environment import describe_environment
+from vexport.deps import tool_versions
+from vexport.engine.timing import write_atomically
+from vexport.errors import WorkspaceError
+from vexport.pipeline.ablate_picture import PICTURES, draw_rows
+from vexport.pipeline.ablate_table import LEVEL, Results, TableRow, describe, make_rows, points, tried
+from vexport.recipe import ImagesSection
+from vexport.recipe.ablation import Ablation, run_name
+from vexport.workspace import mapped_os_errors
+
+SCHEMA = 1
+STEM = "ablation"
+LIBRARIES = ("torch", "torchvision", "timm", "lightning", "onnx", "onnxruntime", "numpy", "scikit-learn")
+ACCURACY = (
+    "top-1 of the averaged weights after the last epoch, on the held-out images: no epoch was chosen by looking at them"
+)
+
+
+def make_document(
+    ablation: Ablation, results: Results, *, command: str, jobs: int, export: bool
+) -> tuple[dict[str, Any], list[TableRow]]:
+    """Everything that is known of an ablation, as plain values; and its table.
+
+    Args:
+        ablation: Which.
+        results: By run and seed.
+        command: That was given.
+        jobs: Runs at once.
+        export: Whether graphs were asked for.
+    """
+    recipe = ablation.recipe
+    rows = make_rows(recipe, ablation.seeds, results)
+    plan = ablation.plan(next(iter(recipe.runs)), ablation.seeds[0])
+    document = {
+        "schema": SCHEMA,
+        "tool": "vexport",
+        "kind": "ablation",
+        "name": recipe.name,
+        "title": recipe.title,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "complete": not any(row.failures or row.missing for row in rows),
+        "accuracy": ACCURACY,
+        "data": plan.data.name,
+        "source": plan.data.source if isinstance(plan.data, ImagesSection) else None,
+        "recipe": recipe.to_json(),
+        "recipe_sha256": ablation.sha256,
+        "base": str(ablation.base),
+        "set": list(ablation.overrides),
+        "seeds": list(ablation.seeds),
+        "jobs": jobs,
+        "exported": export,
+        "level": LEVEL,
+        "environment": describe_environment(),
+        "versions": tool_versions(*LIBRARIES),
+        "rows": [row.to_json() for row in rows],
+        "verdicts": describe(rows),
+        "notes": _notes(rows, results),
+        "runs": [
+            {
+                "run": name,
+                "seed": seed,
+                "name": run_name(name, seed),
+                "recipe": ablation.plan(name, seed).to_json(),
+                **(results.get((name, seed)) or {"failure": None, "top1": None}),
+            }
+            for name in recipe.runs
+            for seed in ablation.seeds
+        ],
+    }
+    return document, rows
+
+
+def _notes(rows: Sequence[TableRow], results: Results) -> list[str]:
+    """What a reader of the table should know."""
+    notes = [f"the figures are {ACCURACY}"]
+    if missing := [run_name(row.run, seed) for row in rows for seed in row.missing]:
+        shown = missing if len(missing) <= 6 else [*missing[:5], f"{len(missing) - 5} more"]
+        notes.append(f"not run yet: {', '.join(shown)}")
+    if any(row.difference and row.difference.low is not None for row in rows):
+        notes.append(
+            f"in brackets: {LEVEL:.0%} intervals of the mean difference, Student's t over pairs of one seed; they hold "
+            "the chance of training, not that of the held-out images"
+        )
+    if any(row.difference and row.difference.low is None for row in rows):
+        notes.append("differences of one seed have no interval")
+    if any(row.published is not None for row in rows):
+        notes.append("published: on ImageNet at full scale, by the paper; another data set, so only directions compare")
+    devices = sorted({str(one["device"]) for one in results.values() if "device" in one})
+    if len(devices) > 1:
+        notes.append(f"trained on different devices: {', '.join(devices)}")
+    for (name, seed), one in results.items():
+        notes += [f"{run_name(name, seed)}: {line}" for line in one.get("notes", ())]
+    return notes
+
+
+def require_own(folder: Path, *, force: bool) -> None:
+    """Refuse to write over an `ablation.json` that is not ours.
+
+    Raises:
+        WorkspaceError: there is one, or its folder cannot be read.
+    """
+    path = folder / f"{STEM}.json"
+    with mapped_os_errors(path):
+        if force or not path.exists():
+            return
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            data = None
+    if not isinstance(data, dict) or (data.get("tool"), data.get("kind")) != ("vexport", "ablation"):
+        raise WorkspaceError(
+            f"{path} is in the way: it was not written by vexport", hint="move it, or give --force to write over it"
+        )
+
+
+def write_document(folder: Path, document: dict[str, Any], rows: Sequence[TableRow]) -> tuple[Path, ...]:
+    """Write the document, the table and, where there is a figure to draw, the picture.
+
+    Returns:
+        The files; `ablation.json` first.
+
+    Raises:
+        WorkspaceError: the folder cannot be written.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    files = {"md": as_markdown(document, rows).encode()}
+    if any(row.mean is not None for row in rows):
+        files |= draw_rows(tried(rows), document["title"] or document["name"])
+    paths = {suffix: folder / f"{STEM}.{suffix}" for suffix in ("json", "md", *PICTURES) if suffix in ("json", *files)}
+    document["files"] = {suffix: str(path) for suffix, path in paths.items()}
+    files["json"] = (json.dumps(document, indent=2) + "\n").encode()
+    for suffix, path in paths.items():
+        with mapped_os_errors(path):
+            write_atomically(path, files[suffix])
+    return tuple(paths.values())
+
+
+def as_markdown(document: Mapping[str, Any], rows: Sequence[TableRow]) -> str:
+    """The table, what it shows, and what to know of it."""
+    columns, cells = table_cells(rows)
+    lines = [f"# {document['title'] or document['name']}", ""]
+    lines += [
+        f"| {' | '.join(columns)} |",
+        f"|{'|'.join(' --- ' if i < 2 else ' ---: ' for i in range(len(columns)))}|",
+    ]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells]
+    lines += ["", *(f"- {line}" for line in document["verdicts"])]
+    if failures := list_failures(rows):
+        lines += ["", "Failed:", "", *(f"- {line}" for line in failures)]
+    environment = document["environment"]
+    lines += ["", *(f"- note: {line}" for line in document["notes"])]
+    lines += ["", f"Repeat: `{document['command']}`", "", f"Measured on {environment['cpu']}, {environment['os']}; "
+              f"{', '.join(f'{name} {version}' for name, version in document['versions'].items())}."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def table_cells(rows: Sequence[TableRow]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of the table of what was tried; columns that would be empty are left out."""
+    rows = tried(rows)
+    found: dict[str, list[str]] = {
+        "": [row.row for row in rows],
+        "run": [row.column for row in rows],
+        "top-1 %": [_mean(row) for row in rows],
+        "sd": [_figure(row.std) for row in rows],
+        "seeds": [str(row.seeds) for row in rows],
+        "difference": ["reference" if row.is_reference else points(row.difference) for row in rows],
+        "deployed top-1 %": [_figure(row.deployed_mean) for row in rows],
+        "graph's error": ["-" if row.graph_max_rel is None else f"{row.graph_max_rel:.0e}" for row in rows],
+        "published, ImageNet %": [_figure(row.published) for row in rows],
+    }
+    kept = {header: cells for header, cells in found.items() if any(cell not in ("-", "") for cell in cells)}
+    return list(kept), [list(row) for row in zip(*kept.values(), strict=True)]
+
+
+def _mean(row: TableRow) -> str:
+    if row.mean is None:
+        return "failed" if row.failures else "not run"
+    return f"{row.mean:.2f}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def list_failures(rows: Sequence[TableRow]) -> list[str]:
+    """Runs that failed, in words."""
+    return [f"{run_name(row.run, seed)}: {text}" for row in rows for seed, text in row.failures.items()]

@@ -1,0 +1,276 @@
+"""Runs in processes of their own, some at once: a crash, a hang or a lack of memory costs one run and no other.
+
+The parent reads a pipe per run, by which the run tells how far it is; a run that tells nothing for too long is hung.
+Ctrl-C reaches the parent alone: it asks the runs to stop, and ends those that do not. A run whose parent is gone stops
+by itself when it next tells something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from vexport.errors import EXIT_INTERRUPTED, TrainingError, VexportError
+from vexport.pipeline.ablate_run import Job, Tell
+
+Work = Callable[[Job, Tell], dict[str, Any]]
+OUTPUT = "output.txt"  # of a run, in its folder
+TICK_S = 0.5
+STOP_S = 10.0  # until a run that was asked to stop is killed
+_NO_MEMORY = ("out of memory", "bad_alloc", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run brought no figures.
+
+    Args:
+        kind: `failed`, `diverged`, `crashed`, `hung` or `out of memory`.
+        text: In a line.
+        details: Further lines.
+    """
+
+    kind: str
+    text: str
+    details: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "text": self.text, "details": list(self.details)}
+
+
+@dataclass
+class Running:
+    """A run that goes on.
+
+    Args:
+        job: Which.
+        began: When, in seconds of the monotonic clock.
+        heard: When it last told something.
+        epochs: Done, and in all; 0 of 0 until it says.
+        share: Of its epochs that is done.
+        step: What it does besides training.
+        eta_s: What it thinks it has left to train.
+    """
+
+    job: Job
+    process: Any = field(repr=False)
+    pipe: Connection = field(repr=False)
+    began: float
+    heard: float
+    epochs: tuple[int, int] = (0, 0)
+    share: float = 0.0
+    step: str = "starting"
+    eta_s: float | None = None
+    answer: dict[str, Any] | Failure | None = field(default=None, repr=False)
+
+
+def do_runs(
+    jobs: Sequence[Job],
+    work: Work,
+    *,
+    at_once: int,
+    patience_s: float,
+    on_end: Callable[[Job, dict[str, Any] | Failure, float], None],
+    on_tick: Callable[[Sequence[Running], int], None] = lambda _running, _waiting: None,
+) -> None:
+    """Do runs, each in its own process.
+
+    Args:
+        jobs: In the order in which they begin.
+        work: What a process does; importable by name.
+        at_once: How many at the most.
+        patience_s: A run that tells nothing for so long is hung.
+        on_end: Told each run that ended, its figures or failure, and the seconds that it took.
+        on_tick: Told now and then which runs go on, and how many wait.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the runs that were going on have been stopped.
+    """
+    waiting, running = deque(jobs), list[Running]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(_start(waiting.popleft(), work))
+            wait([one.pipe for one in running], TICK_S)
+            for one in list(running):
+                answer = _look(one, patience_s)
+                if answer is not None:
+                    running.remove(one)
+                    _end(one, 0.0 if one.answer is None else STOP_S)
+                    on_end(one.job, answer, time.monotonic() - one.began)
+            on_tick(running, len(waiting))
+    finally:
+        _stop(running)
+
+
+def _start(job: Job, work: Work) -> Running:
+    context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks, and CUDA refuses it
+    pipe, theirs = context.Pipe()
+    # No daemon: those may have no processes of their own, and reading images takes some.
+    process = context.Process(target=serve, args=(work, job, theirs), name=f"vexport ablate {job.name}")
+    with _no_interrupt():
+        process.start()
+    theirs.close()
+    now = time.monotonic()
+    return Running(job, process, pipe, now, now)
+
+
+def _look(one: Running, patience_s: float) -> dict[str, Any] | Failure | None:
+    """What a run has told since; its answer, once it has one."""
+    ended = not one.process.is_alive()  # asked first: what it told before is in the pipe
+    with contextlib.suppress(EOFError, OSError):
+        while one.answer is None and one.pipe.poll():
+            _hear(one, one.pipe.recv())
+    if one.answer is not None:
+        return one.answer
+    if ended:
+        return _how_it_ended(one)
+    silent = time.monotonic() - one.heard
+    if silent > patience_s:
+        return Failure("hung", f"hung: it told nothing for {silent:.0f} s", _tail(one.job))
+    return None
+
+
+def _hear(one: Running, told: tuple[Any, ...]) -> None:
+    one.heard = time.monotonic()
+    kind, *rest = told
+    if kind == "epoch":
+        epoch, epochs, figures = rest
+        within = figures["step"] / figures["steps"] if figures.get("steps") else 0.0
+        one.epochs, one.share = (epoch, epochs), min(1.0, (epoch + within) / max(1, epochs))
+        one.step, one.eta_s = "", figures.get("eta_s")
+    elif kind == "step":
+        one.step, one.eta_s, one.share = rest[0], 0.0, 1.0
+    elif kind == "done":
+        one.answer = rest[0]
+    else:
+        one.answer = Failure(*rest)
+
+
+def _how_it_ended(one: Running) -> Failure:
+    code = one.process.exitcode
+    if code == EXIT_INTERRUPTED:
+        return Failure("failed", "stopped from outside; the same command goes on with it")
+    if code >= 0:
+        return Failure("crashed", f"crashed: it ended with exit code {code}", _tail(one.job))
+    named = {int(known): known.name for known in signal.Signals}.get(-code, "")
+    if -code == signal.SIGKILL:  # what Linux sends where memory runs out
+        return Failure("out of memory", f"killed by signal {-code} (out of memory?)", _tail(one.job))
+    return Failure("crashed", f"crashed: signal {-code} ({named})", _tail(one.job))
+
+
+def _tail(job: Job, lines: int = 12) -> tuple[str, ...]:
+    try:
+        text = (job.folder / OUTPUT).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    return tuple(line[:300] for line in text.splitlines() if line.strip())[-lines:]
+
+
+def _stop(running: Sequence[Running]) -> None:
+    """Ask runs to stop, and end by force those that do not; at once on a second Ctrl-C."""
+    try:
+        for one in running:
+            if one.process.is_alive():
+                one.process.terminate()
+        deadline = time.monotonic() + STOP_S
+        for one in running:
+            one.process.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for one in running:
+            _end(one, 0.0)
+
+
+def _end(one: Running, patience_s: float) -> None:
+    """Let go of a process: it ends by itself within that time, or is killed."""
+    one.process.join(patience_s)
+    if one.process.is_alive():
+        one.process.kill()
+        one.process.join()
+    one.pipe.close()
+    one.process.close()
+
+
+def serve(work: Work, job: Job, pipe: Connection) -> None:
+    """Do a run in this process and tell the parent."""
+    signal.signal(signal.SIGTERM, _stop_here)
+    # Before numpy and torch are imported, which read them once.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(job.threads)
+    faulthandler.enable()  # a crash in native code says where
+    _redirect(job.folder / OUTPUT)
+
+    def tell(told: tuple[Any, ...]) -> None:
+        try:
+            pipe.send(told)
+        except OSError as error:
+            raise KeyboardInterrupt("the parent is gone") from error
+
+    try:
+        answer: tuple[Any, ...] = ("done", work(job, tell))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except VexportError as error:
+        kind = "diverged" if is_divergence(error) else "failed"
+        answer = ("failed", *_classify(kind, error.message), (*error.details, f"hint: {error.hint}"))
+    except BaseException as error:
+        traceback.print_exc()
+        said = "".join(traceback.format_exception_only(error)).strip()
+        answer = ("failed", *_classify("failed", said), _tail(job))
+    with contextlib.suppress(KeyboardInterrupt):  # the parent is gone
+        tell(answer)
+
+
+def is_divergence(error: VexportError) -> bool:
+    """Whether training stopped because figures are no longer finite."""
+    return isinstance(error, TrainingError) and re.search(r"\b(nan|inf|finite)\b", error.message) is not None
+
+
+def _classify(kind: str, text: str) -> tuple[str, str]:
+    if text.startswith("MemoryError") or any(sign in text.lower() for sign in (*_NO_MEMORY, "memory is too small")):
+        return "out of memory", f"out of memory: {text}"
+    return kind, text
+
+
+def _stop_here(_number: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise KeyboardInterrupt
+
+
+def _redirect(path: Path) -> None:
+    """Standard output and error, of native libraries too, into a file: the parent's are not theirs."""
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        if stream is not None:
+            stream.flush()
+        os.dup2(target, descriptor)
+    os.close(target)
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes that start in this block never see the SIGINT that a terminal sends to all."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it would let the signal through again when it is first needed
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

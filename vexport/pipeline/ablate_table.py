@@ -1,0 +1,209 @@
+"""From the figures of an ablation's runs to its table: mean and spread over seeds, and what differs beyond chance.
+
+The runs of one seed begin with the same random state and see the images in the same order, so differences are taken
+seed by seed (paired), and their interval is Student's t. Seeds tell the chance of training apart from an effect; all
+are scored on the same held-out images, whose chance is not in the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from vexport.deps import needs
+from vexport.recipe.ablation import AblationRecipe
+
+LEVEL = 0.95
+# (run, seed): figures as `do_run` gives them, or a failure's {"failure": {...}}.
+Results = Mapping[tuple[str, int], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better a run is than its row's reference, in points of top-1.
+
+    Args:
+        value: Mean over the seeds that both have.
+        low: Lower end of the interval; None with one seed.
+        high: Upper end, likewise.
+        seeds: How many both have.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "level": LEVEL if self.low is not None else None, "told_apart": self.is_told_apart}
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One run of an ablation, over all seeds.
+
+    Args:
+        run: Its name.
+        row: The row that it belongs to.
+        column: What it is within that row.
+        is_reference: Whether the others of the row are compared with it.
+        top1: By seed, in per cent: of the averaged weights after the last epoch.
+        mean: Over the seeds; None where none finished.
+        std: Standard deviation over the seeds (n - 1); None with fewer than two.
+        deployed_mean: Of the deployed graphs; None where not every seed has one.
+        graph_max_rel: Largest difference of a graph's logits to its network's, relative to the largest logit.
+        difference: To the reference; None where there is none.
+        published: Of the paper, on ImageNet.
+        published_difference: Likewise.
+        failures: By seed, in words.
+        missing: Seeds that have not been run.
+    """
+
+    run: str
+    row: str
+    column: str
+    is_reference: bool
+    top1: Mapping[int, float]
+    mean: float | None
+    std: float | None
+    deployed_mean: float | None
+    graph_max_rel: float | None
+    difference: Difference | None
+    published: float | None
+    published_difference: float | None
+    failures: Mapping[int, str]
+    missing: tuple[int, ...]
+
+    @property
+    def seeds(self) -> int:
+        """How many finished."""
+        return len(self.top1)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "top1": {str(seed): value for seed, value in self.top1.items()},
+            "failures": {str(seed): text for seed, text in self.failures.items()},
+            "missing": list(self.missing),
+            "seeds": self.seeds,
+            "difference": self.difference.to_json() if self.difference else None,
+        }
+
+
+def make_rows(recipe: AblationRecipe, seeds: Sequence[int], results: Results) -> list[TableRow]:
+    """One row of the table per run, in the recipe's order.
+
+    Args:
+        recipe: Which runs there are, and which is the reference.
+        seeds: That each should have.
+        results: What there is.
+    """
+    top1 = {
+        name: {seed: float(results[name, seed]["top1"]) for seed in seeds if "top1" in results.get((name, seed), {})}
+        for name in recipe.runs
+    }
+    references = {run.row: name for name, run in recipe.runs.items() if run.column == recipe.reference}
+    rows = []
+    for name, run in recipe.runs.items():
+        own = top1[name]
+        found = {seed: results[name, seed] for seed in seeds if (name, seed) in results}
+        reference = references.get(run.row)
+        other = reference if reference != name else None
+        against = recipe.runs[other].published if other else None
+        rows.append(
+            TableRow(
+                run=name,
+                row=run.row,
+                column=run.column,
+                is_reference=reference == name,
+                top1=own,
+                mean=fmean(own.values()) if own else None,
+                std=stdev(own.values()) if len(own) > 1 else None,
+                deployed_mean=_deployed_mean(found, len(own)),
+                graph_max_rel=max(_of_deployed(found, "graph_max_rel"), default=None),
+                difference=compare_seeds(own, top1[other]) if other else None,
+                published=run.published,
+                published_difference=None if None in (run.published, against) else run.published - against,  # type: ignore[operator]
+                failures={seed: text for seed, one in found.items() if (text := _failure(one))},
+                missing=tuple(seed for seed in seeds if seed not in found),
+            )
+        )
+    return rows
+
+
+def _failure(result: Mapping[str, Any]) -> str | None:
+    if "failure" in result:
+        return str(result["failure"]["text"])
+    error = (result.get("deployed") or {}).get("error")
+    return f"not deployed: {error}" if error else None
+
+
+def _of_deployed(found: Mapping[int, Mapping[str, Any]], field: str) -> list[float]:
+    deployed = [one.get("deployed") or {} for one in found.values()]
+    return [float(one[field]) for one in deployed if one.get(field) is not None]
+
+
+def _deployed_mean(found: Mapping[int, Mapping[str, Any]], seeds: int) -> float | None:
+    values = _of_deployed(found, "top1")
+    return fmean(values) if values and len(values) == seeds else None
+
+
+def compare_seeds(own: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
+    """The mean difference over the seeds that both have, with its interval; None where they share none."""
+    differences = [own[seed] - other[seed] for seed in own if seed in other]
+    if not differences:
+        return None
+    value, count = fmean(differences), len(differences)
+    if count < 2:
+        return Difference(value, None, None, count)
+    with needs("train"):
+        from scipy import stats  # type: ignore[import-untyped]  # scikit-learn brings it
+
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * stdev(differences) / count**0.5
+    return Difference(value, value - half, value + half, count)
+
+
+def tried(rows: Sequence[TableRow]) -> list[TableRow]:
+    """Those of which at least one seed has been run."""
+    return [row for row in rows if row.top1 or row.failures]
+
+
+def describe(rows: Sequence[TableRow]) -> list[str]:
+    """What each run that was tried shows against its row's reference, in plain words."""
+    references = {row.row: row for row in rows if row.is_reference}
+    compared = [row for row in tried(rows) if row.row in references and not row.is_reference]
+    return [_verdict(row, references[row.row]) for row in compared]
+
+
+def _verdict(row: TableRow, reference: TableRow) -> str:
+    where = f" on {row.row}" if row.row else ""
+    found = row.difference
+    if found is None:
+        lacking = row if row.mean is None else reference
+        why = "failed" if lacking.failures else "has not been run" if lacking.mean is None else "shares no seed with it"
+        return f"{row.column}{where}: not compared with {reference.column}: {lacking.column} {why}"
+    points = f"{found.value:+.2f} points"
+    paper = f"; published on ImageNet: {row.published_difference:+.2f}" if row.published_difference is not None else ""
+    if found.low is None or found.high is None:
+        return f"{row.column}: {points} over {reference.column}{where}, one seed: chance is not ruled out{paper}"
+    interval = f"{found.low:+.2f} to {found.high:+.2f}, {found.seeds} seeds"
+    if found.is_told_apart:
+        word = "better" if found.value > 0 else "worse"
+        return f"{row.column}: {points} ({interval}) over {reference.column}{where}: {word}{paper}"
+    return f"{row.column}: {points} ({interval}) over {reference.column}{where}: cannot be told apart{paper}"
+
+
+def points(found: Difference | None) -> str:
+    """A difference for a table's cell."""
+    if found is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{found.value:+.2f}"
+    return f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
