@@ -177,6 +177,7 @@ def test_an_interrupted_run_goes_on(folder: Path, mine: Path) -> None:
     assert "Traceback" not in (own / "output.txt").read_text()
     document = json.loads((folder / "vexport-out/ablation/mine/ablation.json").read_text())
     assert document["complete"] is False
+    assert "No run has been done yet." in (folder / "vexport-out/ablation/mine/ablation.md").read_text()
 
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr

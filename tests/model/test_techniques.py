@@ -193,3 +193,89 @@ def test_the_mode_is_kept() -> None:
     assert all(module.training for module in network.modules())
     assert isinstance(network.act1, SeriesActivation)
     assert network.act1.weight.shape == (8, 1, 7, 7)
+
+
+def test_what_is_refused_leaves_the_network_as_it_was() -> None:
+    class Late(nn.Module):
+        """What is wrong with it is found last."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.conv2(self.relu(self.conv1(x))))  # type: ignore[no-any-return]
+
+    network = Late()
+    for how in ({"act_num": None}, {"deep": False}, {}):
+        with pytest.raises(InputError):
+            apply_techniques(network, SIZE, **how)  # type: ignore[arg-type]
+        assert [type(module) for module in network.children()] == [nn.Conv2d, nn.Conv2d, nn.ReLU]
+
+
+def test_twice_is_refused() -> None:
+    network = apply_techniques(Residual(), SIZE, act_num=None)
+    with pytest.raises(InputError, match="has techniques already"):
+        apply_techniques(network, SIZE)
+
+
+def test_shared_convolutions_are_refused() -> None:
+    network = Residual()
+    network.other = network.conv1
+    with pytest.raises(InputError, match="in several places") as caught:
+        apply_techniques(network, SIZE)
+    assert caught.value.details == ("conv1, other",)
+
+
+def test_subclasses_stay_what_they_are() -> None:
+    class Scaled(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    network = nn.Sequential(Scaled(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU())
+    apply_techniques(network, SIZE)
+    assert type(network[0]) is Scaled
+    assert isinstance(network[1], DeepConv2d)
+
+
+def test_the_first_convolution_starts_as_the_one_that_it_replaces() -> None:
+    network = Residual()
+    before = network.conv1.weight.detach().clone()
+    apply_techniques(network, SIZE)
+    assert isinstance(network.conv1, DeepConv2d)
+    assert torch.equal(network.conv1.conv1.weight, before)
+
+
+def test_the_type_is_kept() -> None:
+    network = apply_techniques(Residual().double(), SIZE)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float64}
+    assert network.eval()(torch.rand(1, *SIZE, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    network = randomize_(apply_techniques(Residual(), SIZE), SIZE).cuda().eval()
+    proven = merge_and_prove_network(network, {"random": torch.randn(2, *SIZE)})
+    assert all(entry["passed"] for entry in proven.parity)
+    images = torch.randn(2, *SIZE, device="cuda")
+    expected = network(images)
+    assert torch.allclose(merge_techniques(network).float()(images), expected, atol=1e-4)
+    other = apply_techniques(Residual().cuda(), SIZE)
+    assert {parameter.device.type for parameter in other.parameters()} == {"cuda"}
+
+
+def test_what_is_never_called_is_not_proven() -> None:
+    class Idle(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Linear(5, 5)  # its name is that of the report's last line
+            self.training_only = DeepConv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits(super().forward(x))  # type: ignore[no-any-return]
+
+    network = Idle().eval()
+    with pytest.raises(InputError, match="not called in evaluation mode") as caught:
+        merge_and_prove_network(network, {"random": torch.randn(1, *SIZE)})
+    assert caught.value.details == ("training_only",)

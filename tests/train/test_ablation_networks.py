@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from vexport.errors import FusionError, RecipeError
+from vexport.errors import CheckpointError, FusionError, RecipeError
 from vexport.model.ablation import AblationNetwork
 from vexport.model.checkpoint import load_checkpoint, load_network
 from vexport.model.vanillanet import VanillaNet
@@ -145,3 +146,24 @@ def test_an_ablation_is_no_start_for_vanillanet(tiny: Path, tmp_path: Path) -> N
     assert trained is not None
     with pytest.raises(RecipeError, match="of an ablation"):
         train_recipe(tiny, workspace=workspace, overrides=[*QUICK, f"network.init_from={trained.best.path}", "name=x"])
+
+
+def test_the_slopes_within_a_file_are_held_against_what_it_tells(tiny: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "out")
+    trained = train_recipe(tiny, workspace=workspace, overrides=[*QUICK, "network.techniques=deep"])
+    assert trained is not None
+    content = torch.load(trained.best.path, weights_only=True)
+    for name in ("model", "model_ema"):
+        content[name] = {k: torch.tensor(0.5) if k.endswith(".slope") else v for k, v in content[name].items()}
+    altered = tmp_path / "altered.ckpt"
+    torch.save(content, altered)
+    with pytest.raises(CheckpointError, match=r"tells a slope of 1, and holds 0\.5"):
+        load_checkpoint(altered)
+    del content["vexport"]["slope"], content["vexport"]["slope_ema"]
+    torch.save(content, altered)
+    loaded = load_checkpoint(altered)
+    assert loaded.slope == 0.5
+    with pytest.raises(FusionError, match=r"the activation slope is 0\.5"):
+        fuse_checkpoint(altered, workspace=workspace)
+    fused = fuse_checkpoint(altered, workspace=workspace, assume_slope_1=True)
+    assert "although it is 0.5" in fused.notes[0]

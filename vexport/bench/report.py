@@ -19,7 +19,7 @@ from vexport.bench.watch import summarise
 SCHEMA = 2
 BASELINE = "resnet50"
 _SHARES = {"three quarters": 0.75, "two thirds": 2 / 3, "half": 0.5, "a third": 1 / 3, "a quarter": 0.25}
-_NEAR, _NEARLY_ALL = 0.1, 0.95
+_NEAR, _NEARLY_ALL = 0.07, 0.95
 
 
 class Span(Protocol):

@@ -35,8 +35,8 @@ def bench(
         list[Path] | None,
         typer.Argument(
             metavar="[RECIPE|ARTIFACT]...",
-            help="A recipe (quick, paper_cpu, paper_a100, paper_gpu, throughput_gpu, or a .yaml file); graphs, engines or "
-            "checkpoints; or a bench.json that is there already. Otherwise the workspace's FP32 graphs and the engines "
+            help="A recipe (quick, paper_cpu, paper_a100, paper_gpu, throughput_gpu, or a .yaml file); graphs, engines "
+            "or checkpoints; or a bench.json that is there already. Otherwise the workspace's FP32 graphs and the engines "
             "that run here.",
             show_default=False,
         ),

@@ -298,6 +298,7 @@ def _body(spec: AblationSpec, drop_rate: float) -> nn.Module:
             in_chans=spec.in_chans,
             drop_rate=drop_rate,
             stem_stride=spec.stem_stride or 4,
+            norm=True,  # both techniques bring BatchNorm: its effect would pass for theirs
         )
     else:
         body = _resnet50(spec, drop_rate)

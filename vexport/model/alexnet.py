@@ -24,6 +24,7 @@ class AlexNet(nn.Module):
         in_chans: Channels of the input.
         drop_rate: Dropout before both hidden layers.
         stem_stride: Stride of the 11x11 convolution.
+        norm: Whether a BatchNorm stands behind each convolution, which the original has not.
 
     Shape:
         (N, in_chans, image_size, image_size) to logits (N, num_classes).
@@ -38,16 +39,21 @@ class AlexNet(nn.Module):
         in_chans: int = 3,
         drop_rate: float = 0.5,
         stem_stride: int = 4,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         a, b, c, d, e = scale_width(WIDTHS, width)
         hidden = scale_width((HIDDEN,), width)[0]
+        pool = nn.MaxPool2d(3, 2)
         self.features = nn.Sequential(
-            *(nn.Conv2d(in_chans, a, 11, stem_stride, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-            *(nn.Conv2d(a, b, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-            *(nn.Conv2d(b, c, 3, padding=1), nn.ReLU()),
-            *(nn.Conv2d(c, d, 3, padding=1), nn.ReLU()),
-            *(nn.Conv2d(d, e, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
+            *_layer(nn.Conv2d(in_chans, a, 11, stem_stride, 2), norm),
+            pool,
+            *_layer(nn.Conv2d(a, b, 5, padding=2), norm),
+            pool,
+            *_layer(nn.Conv2d(b, c, 3, padding=1), norm),
+            *_layer(nn.Conv2d(c, d, 3, padding=1), norm),
+            *_layer(nn.Conv2d(d, e, 3, padding=1), norm),
+            pool,
         )
         side = _alexnet_side(image_size, stem_stride)
         self.classifier = nn.Sequential(
@@ -58,6 +64,10 @@ class AlexNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).flatten(1))  # type: ignore[no-any-return]
+
+
+def _layer(conv: nn.Conv2d, norm: bool) -> list[nn.Module]:
+    return [conv, *([nn.BatchNorm2d(conv.out_channels)] if norm else []), nn.ReLU()]
 
 
 def _alexnet_side(image_size: int, stem_stride: int) -> int:

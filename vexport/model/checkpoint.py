@@ -77,6 +77,7 @@ def load_checkpoint(path: Path, *, model: str | None = None, weights_from: Sourc
     tensors = _fitting(path, file.tensors, spec, form)
     _require_sound(path, tensors)
     slope, origin = _slope(file, form)
+    _require_one_slope(path, tensors, slope)
     names = file.facts.get("class_names")
     return LoadedCheckpoint(
         path=path,
@@ -112,6 +113,8 @@ def to_network(spec: Spec, form: Form, tensors: Mapping[str, Tensor], *, slope: 
     if not isinstance(network, AblationNetwork):  # which has it among its tensors
         network.slope = torch.tensor(1.0)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    # These are set below, and the caller's stay as they are.
+    state |= {name: tensor.clone() for name, tensor in state.items() if name.endswith(".slope")}
     network.load_state_dict(state, strict=True, assign=True)
     if slope is not None:
         network.set_slope(slope)
@@ -318,6 +321,8 @@ def _slope(file: WeightsFile, form: Form) -> tuple[float | None, str]:
         return float(own), "the checkpoint says"
     if "slope" in file.tensors:
         return float(file.tensors["slope"]), "the state dict says"
+    if slopes := _slopes_within(file.tensors):
+        return min(slopes), "the state dict says"
     # timm's trainer has a `decay_epochs` too, of its learning rate: it comes with a `decay_rate`.
     decay_epochs = None if "decay_rate" in file.args else file.args.get("decay_epochs")
     if decay_epochs == 0:
@@ -327,6 +332,21 @@ def _slope(file: WeightsFile, form: Form) -> tuple[float | None, str]:
         slope = slope_at(file.epoch, float(decay_epochs), decay)  # type: ignore[arg-type]
         return slope, f"epoch {file.epoch:g} of a {decay} ramp over {decay_epochs:g}"
     return None, "the file does not say"
+
+
+def _slopes_within(tensors: Mapping[str, Tensor]) -> list[float]:
+    """Those of each pair of convolutions in a network of an ablation."""
+    return [float(tensor) for name, tensor in tensors.items() if name.endswith(".slope") and tensor.numel() == 1]
+
+
+def _require_one_slope(path: Path, tensors: Mapping[str, Tensor], slope: float | None) -> None:
+    """Refuse a file whose pairs of convolutions are not at the slope that it tells."""
+    others = {value for value in _slopes_within(tensors) if slope is not None and abs(value - slope) > 1e-6}
+    if others:
+        raise CheckpointError(
+            f"{path} tells a slope of {slope:g}, and holds {', '.join(f'{value:g}' for value in sorted(others))}",
+            hint="the file was changed by hand or damaged: take another checkpoint",
+        )
 
 
 def _activation_ranges(path: Path, file: WeightsFile, spec: Spec) -> dict[str, float] | None:

@@ -108,7 +108,7 @@ def fuse_series_activation(weight: Tensor, bn: BatchNormStats) -> ConvWeights:
     Returns:
         Weight (C, 1, 2n+1, 2n+1) and bias (C,), float64.
     """
-    return fold_batchnorm(ConvWeights(weight, torch.zeros(weight.shape[0], dtype=torch.float64)), bn)
+    return fold_batchnorm(ConvWeights(weight, weight.new_zeros(weight.shape[0])), bn)
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,25 @@ from vexport.model.fuse import store
 from vexport.model.prove import BlockReport, ProvenMerge, describe_parity, relative_error, require_agreement, worst
 from vexport.model.techniques import DeepConv2d, merge_techniques, technique_modules
 
-LOGITS = "logits"
+LOGITS = "logits"  # the report's last line; a module may be called so, too
 
 
 @dataclass
 class _Run:
-    """What passed through a network: inputs and outputs by module name, in the order of the calls; the logits too."""
+    """What passed through a network: inputs and outputs by module name, in the order of the calls; and its answers."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass
+class _Errors:
+    """Of one module, over all sets of inputs: alone, chained and with float32 weights."""
+
+    alone: list[float] = field(default_factory=list)
+    chained: list[float] = field(default_factory=list)
+    stored: list[float] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -39,7 +49,7 @@ def merge_and_prove_network(
 
     Args:
         network: With every slope at 1; not changed.
-        inputs: Name of a set to images (N, C, H, W); one set or more.
+        inputs: Name of a set to images (N, C, H, W), on any device; one set or more.
         on_block: Told the name of each module that is done.
 
     Returns:
@@ -47,7 +57,7 @@ def merge_and_prove_network(
 
     Raises:
         FusionError: a technique cannot be merged.
-        InputError: a technique's module is called more than once: there is no one input to prove it on.
+        InputError: a technique's module is called more than once or not at all: it cannot be proven.
         ParityError: an error exceeds its tolerance, or is not a number; the message names the module.
     """
     reference = copy.deepcopy(network).double().eval()
@@ -57,40 +67,70 @@ def merge_and_prove_network(
     deployed = {**{name: tensor.clone() for name, tensor in merged.state_dict().items()}, **kept}
     stored = copy.deepcopy(merged)
     stored.load_state_dict(deployed)
-    runs = {
-        name: tuple(_watch(net, list(before), images.double()) for net in (reference, merged, stored))
-        for name, images in inputs.items()
-    }
+    device = next(reference.parameters()).device
+    found: dict[str, _Errors] = {}
+    parity = []
+    for name, images in inputs.items():
+        logits = _compare(reference, merged, stored, list(before), images.to(device, torch.float64), found)
+        parity.append(describe_parity(name, len(images), error=logits.chained[-1], stored=logits.stored[-1]))
     reports = []
-    for name in [*next(iter(runs.values()))[0].outputs]:
-        module = None if name == LOGITS else merged.get_submodule(name)
-        report = _report(name, module, before.get(name, (0.0, 0.0)), list(runs.values()))
+    for name, errors in found.items():
+        report = _report(name, merged, before.get(name), errors)
         reports.append(report)
         require_agreement(report)
-        on_block(name)
-    parity = []
-    for name, (first, *others) in runs.items():
-        error, rounded = (relative_error(first.outputs[LOGITS], other.outputs[LOGITS]) for other in others)
-        parity.append(describe_parity(name, len(inputs[name]), error=error, stored=rounded))
+        on_block(report.name)
     return ProvenMerge(deployed, tuple(reports), tuple(parity))
 
 
-def _report(
-    name: str, module: nn.Module | None, before: tuple[float, float], runs: list[tuple[_Run, ...]]
-) -> BlockReport:
-    alone = [
-        0.0 if module is None else relative_error(reference.outputs[name], module(reference.inputs[name]))
-        for reference, _, _ in runs
-    ]
-    weight = module.weight if module is not None else torch.zeros(1)
+def _compare(
+    reference: nn.Module,
+    merged: nn.Module,
+    stored: nn.Module,
+    names: list[str],
+    images: Tensor,
+    found: dict[str, _Errors],
+) -> _Errors:
+    """Run one set of inputs through all three and add the errors to `found`; those of the logits are returned."""
+    first = _watch(reference, names, images, keep_inputs=True)
+    if idle := [name for name in names if name not in first.outputs]:
+        raise InputError(
+            "a technique's module is not called in evaluation mode: its merge cannot be proven",
+            details=idle,
+            hint="take out what only training uses",
+        )
+    second, third = (_watch(net, names, images) for net in (merged, stored))
+    for name, expected in first.outputs.items():
+        errors = found.setdefault(name, _Errors())
+        errors.alone.append(relative_error(expected, merged.get_submodule(name)(first.inputs[name])))
+        errors.chained.append(relative_error(expected, second.outputs[name]))
+        errors.stored.append(relative_error(expected, third.outputs[name]))
+    last = found.pop("", None) or _Errors()  # no module has this name; it stands at the end
+    last.chained.append(relative_error(first.logits, second.logits))
+    last.stored.append(relative_error(first.logits, third.logits))
+    found[""] = last
+    return last
+
+
+def _report(name: str, merged: nn.Module, before: tuple[float, float] | None, errors: _Errors) -> BlockReport:
+    if before is None:
+        return BlockReport(
+            LOGITS,
+            (),
+            0.0,
+            worst(errors.chained),
+            worst(errors.stored),
+            range_before=(0.0, 0.0),
+            range_after=(0.0, 0.0),
+        )
+    weight = merged.get_submodule(name).weight
     assert isinstance(weight, Tensor)
     low, high = (float(bound) for bound in torch.aminmax(weight.detach()))
     return BlockReport(
         name=name,
-        shape=tuple(weight.shape) if module is not None else (),
-        error=worst(alone),
-        chained=worst([relative_error(reference.outputs[name], merged.outputs[name]) for reference, merged, _ in runs]),
-        stored=worst([relative_error(reference.outputs[name], stored.outputs[name]) for reference, _, stored in runs]),
+        shape=tuple(weight.shape),
+        error=worst(errors.alone),
+        chained=worst(errors.chained),
+        stored=worst(errors.stored),
         range_before=before,
         range_after=(low, high),
     )
@@ -102,15 +142,15 @@ def _weight_range(module: nn.Module) -> tuple[float, float]:
     return min(float(pair.min) for pair in bounds), max(float(pair.max) for pair in bounds)
 
 
-def _watch(network: nn.Module, names: list[str], images: Tensor) -> _Run:
+def _watch(network: nn.Module, names: list[str], images: Tensor, *, keep_inputs: bool = False) -> _Run:
     run = _Run()
-    with _hooks(network, names, run):
-        run.outputs[LOGITS] = network(images)
+    with _hooks(network, names, run, keep_inputs):
+        run.logits = network(images)
     return run
 
 
 @contextmanager
-def _hooks(network: nn.Module, names: list[str], run: _Run) -> Iterator[None]:
+def _hooks(network: nn.Module, names: list[str], run: _Run, keep_inputs: bool) -> Iterator[None]:
     def hook(name: str) -> Callable[..., None]:
         def keep(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if name in run.outputs:
@@ -119,7 +159,9 @@ def _hooks(network: nn.Module, names: list[str], run: _Run) -> Iterator[None]:
                     hint="give each place its own module",
                 )
             # Copies: what follows may work in place.
-            run.inputs[name], run.outputs[name] = args[0].clone(), output.clone()
+            run.outputs[name] = output.clone()
+            if keep_inputs:
+                run.inputs[name] = args[0].clone()
 
         return keep
 

@@ -8,7 +8,7 @@ again: each pair of convolutions becomes one, each BatchNorm of an activation be
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
@@ -75,10 +75,8 @@ class DeepConv2d(nn.Module):
                 f"the activation slope is {float(self.slope):.6g}: the two convolutions are not yet linear",
                 hint="merge after deep training, when the slope is 1",
             )
-        second = self.conv2
-        bias = second.bias if second.bias is not None else torch.zeros(second.out_channels, dtype=torch.float64)
         first = fold_batchnorm(_weights(self.conv1), _statistics(self.bn))
-        return compose(first, ConvWeights(second.weight.detach(), bias.detach()))
+        return compose(first, _weights(self.conv2))
 
     def deployed_shape(self) -> nn.Conv2d:
         """A fresh convolution of the shape that this pair merges into."""
@@ -123,8 +121,9 @@ def apply_techniques(
 ) -> nn.Module:
     """Put deep training and series activations into a network, in place.
 
-    Each convolution that is not grouped becomes a `DeepConv2d`; a BatchNorm behind it stays where it is. Each ReLU of
-    feature maps becomes a `SeriesActivation`; ReLUs of vectors stay. All of them start afresh: apply before training.
+    Each `nn.Conv2d` that is not grouped becomes a `DeepConv2d` whose first convolution has its weights; a BatchNorm
+    behind it stays where it is. Each ReLU of feature maps becomes a `SeriesActivation`; ReLUs of vectors stay. What is
+    new starts afresh: apply before training. Subclasses of `nn.Conv2d` compute something else and stay as they are.
 
     Args:
         network: Any; it runs once on a random image.
@@ -136,18 +135,24 @@ def apply_techniques(
         The same network.
 
     Raises:
-        InputError: it has no convolution or no ReLU to replace, one ReLU module serves several places, or a padding
-            is not of zeros.
+        InputError: it has no convolution or no ReLU to replace, it has techniques already, a module stands or serves in
+            several places, or a padding is not of zeros; nothing has been changed then.
     """
+    if any(isinstance(module, DeepConv2d | SeriesActivation) for module in network.modules()):
+        raise InputError("the network has techniques already", hint="apply both in one call, to a fresh network")
+    new: dict[str, nn.Module] = {}
     if deep:
-        convs = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+        convs = [(name, m) for name, m in network.named_modules() if type(m) is nn.Conv2d and m.groups == 1]
         if not convs:
             raise InputError("the network has no convolution to train deeply", hint="grouped ones cannot be doubled")
-        for name, conv in convs:
-            _replace(network, name, _deepened(name, conv))
+        new |= {name: _deepened(name, conv) for name, conv in convs}
     if act_num is not None:
+        weight = next(network.parameters())
         for name, channels in _relu_channels(network, input_size).items():
-            _replace(network, name, SeriesActivation(channels, act_num))
+            new[name] = SeriesActivation(channels, act_num).to(weight.device, weight.dtype)
+    _require_own_places(network, new)
+    for name, module in new.items():
+        _replace(network, name, module)
     return network
 
 
@@ -202,7 +207,7 @@ def set_slope(network: nn.Module, slope: float) -> None:
 
 
 def _weights(conv: nn.Conv2d) -> ConvWeights:
-    bias = conv.bias if conv.bias is not None else torch.zeros(conv.out_channels, dtype=torch.float64)
+    bias = conv.bias if conv.bias is not None else conv.weight.new_zeros(conv.out_channels)
     return ConvWeights(conv.weight.detach(), bias.detach())
 
 
@@ -225,7 +230,7 @@ def _deepened(name: str, conv: nn.Conv2d) -> DeepConv2d:
     if conv.padding_mode != "zeros":
         # The first BatchNorm's shift would have to be padded along.
         raise InputError(f"{name} pads with {conv.padding_mode}, not zeros", hint="only padding with zeros is known")
-    return DeepConv2d(
+    pair = DeepConv2d(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,  # type: ignore[arg-type]
@@ -234,6 +239,24 @@ def _deepened(name: str, conv: nn.Conv2d) -> DeepConv2d:
         dilation=conv.dilation,  # type: ignore[arg-type]
         bias=conv.bias is not None,
     )
+    # As the network's author initialised it; the new 1x1 convolution has PyTorch's own start.
+    with torch.no_grad():
+        pair.to(conv.weight.device, conv.weight.dtype).conv1.weight.copy_(conv.weight)
+    return pair
+
+
+def _require_own_places(network: nn.Module, names: Container[str]) -> None:
+    """Refuse a module that stands in two places: replaced in one, its weights would no longer be shared."""
+    places: dict[int, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), []).append(name)
+    shared = [found for found in places.values() if len(found) > 1 and any(name in names for name in found)]
+    if shared:
+        raise InputError(
+            "a module stands in several places of the network",
+            details=[", ".join(found) for found in shared],
+            hint="give each place its own module",
+        )
 
 
 def _relu_channels(network: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
@@ -251,10 +274,10 @@ def _relu_channels(network: nn.Module, input_size: tuple[int, int, int]) -> dict
 
     relus = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
     handles = [module.register_forward_hook(watch(name)) for name, module in relus]
-    mode = network.training
+    mode, weight = network.training, next(network.parameters())
     try:
         with torch.no_grad():
-            network.eval()(torch.rand(1, *input_size))
+            network.eval()(torch.rand(1, *input_size, device=weight.device, dtype=weight.dtype))
     finally:
         network.train(mode)
         for handle in handles:

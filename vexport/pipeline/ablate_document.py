@@ -150,11 +150,12 @@ def as_markdown(document: Mapping[str, Any], rows: Sequence[TableRow]) -> str:
     """The table, what it shows, and what to know of it."""
     columns, cells = table_cells(rows)
     lines = [f"# {document['title'] or document['name']}", ""]
-    lines += [
-        f"| {' | '.join(columns)} |",
-        f"|{'|'.join(' --- ' if i < 2 else ' ---: ' for i in range(len(columns)))}|",
-    ]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells]
+    if not cells:
+        lines.append("No run has been done yet.")
+    else:
+        aligned = [" --- " if index < 2 else " ---: " for index in range(len(columns))]
+        lines += [f"| {' | '.join(columns)} |", f"|{'|'.join(aligned)}|"]
+        lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells]
     lines += ["", *(f"- {line}" for line in document["verdicts"])]
     if failures := list_failures(rows):
         lines += ["", "Failed:", "", *(f"- {line}" for line in failures)]

@@ -11,7 +11,7 @@ from vexport.pipeline.explain_samples import Choice
 
 # Above this share the pole of alpha bears on the maps.
 NEGATIVE_SHARE = 0.05
-# Of fewer images, nothing is said of whether the maps show what the answers hang on.
+# Of fewer images, nothing is said of what hiding costs.
 ENOUGH = 30
 _NO_MAP = {
     "no gradient": "where no positive gradient of the class reaches the layer",
@@ -47,13 +47,36 @@ def _of_maps(network: Network, looks: Sequence[Look]) -> Iterator[str]:
             f"{network.name}: {negative:.0%} of the weights of the maps are negative: GradCAM++ is made for "
             f"activations that are not, and those of {network.layer.name} are; doubt its maps"
         )
-    gain = spread_of([look.masking_gain for look in looks if look.masking_gain is not None])
-    if gain.images < ENOUGH or gain.mean is None or gain.deviation is None:
-        return
-    error = gain.deviation / math.sqrt(gain.images)
-    if gain.mean <= 2 * error:
+    yield from _of_masking(network, looks)
+
+
+def _of_masking(network: Network, looks: Sequence[Look]) -> Iterator[str]:
+    """What was left out, and whether hiding what the maps show differs from hiding as much elsewhere."""
+    drops = [look.drop for look in looks if look.drop is not None]
+    with_map = sum(look.attention.state == "map" for look in looks)
+    if len(drops) < with_map:
         yield (
-            f"{network.name}: hiding what the maps of {network.layer.name} show does not cost the class more than "
-            f"hiding as much elsewhere ({100 * gain.mean:+.1f} points, standard error {100 * error:.1f}): these maps "
-            "do not show what the answer hangs on"
+            f"{network.name}: {with_map - len(drops)} of {with_map} images do not count for what hiding costs: more "
+            "than a third of what their maps hide stays hidden when it is shifted by half the image"
         )
+    told = _compare([drop.gain for drop in drops], "hiding as much elsewhere")
+    if told is None:
+        told = _compare(
+            [drop.centre_gain for drop in drops], "hiding as much in the middle of the image, where objects usually lie"
+        )
+    if told is not None:
+        yield f"{network.name}: hiding what the maps of {network.layer.name} show {told}"
+
+
+def _compare(gains: Sequence[float], control: str) -> str | None:
+    """What is to be said of gains that are not above 0 by two standard errors; None of others and of few images."""
+    gain = spread_of(gains)
+    if gain.images < ENOUGH or gain.mean is None or gain.deviation is None:
+        return None
+    error = gain.deviation / math.sqrt(gain.images)
+    if gain.mean > 2 * error:
+        return None
+    # Not told apart is not the same as alike: more images may tell.
+    verdict = "costs the class less than" if gain.mean < -2 * error else "cannot be told from"
+    figures = f"{100 * gain.mean:+.1f} points, standard error {100 * error:.1f}, {gain.images} images"
+    return f"{verdict} {control} ({figures})"
