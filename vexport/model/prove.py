@@ -239,7 +239,7 @@ def _taps(kernel: int) -> Iterator[tuple[int, int]]:
     return ((row, column) for row in range(kernel) for column in range(kernel))
 
 
-def require_agreement(report: BlockReport) -> None:
+def require_agreement(report: BlockReport, stored_tolerance: float = STORED_TOLERANCE) -> None:
     """Hold a block to the tolerances.
 
     Raises:
@@ -247,14 +247,14 @@ def require_agreement(report: BlockReport) -> None:
     """
     # Written so that NaN fails.
     merge_holds = report.error <= MERGE_TOLERANCE and report.chained <= MERGE_TOLERANCE
-    if merge_holds and report.stored <= STORED_TOLERANCE:
+    if merge_holds and report.stored <= stored_tolerance:
         return
     raise ParityError(
         f"the merged {report.name} disagrees with the training form",
         details=[
             f"this block alone   {report.error:.2e}  (tolerance {MERGE_TOLERANCE:.0e}, float64)",
             f"chained up to here {report.chained:.2e}  (tolerance {MERGE_TOLERANCE:.0e}, float64)",
-            f"stored as float32  {report.stored:.2e}  (tolerance {STORED_TOLERANCE:.0e})",
+            f"stored as float32  {report.stored:.2e}  (tolerance {stored_tolerance:.0e})",
         ],
         hint=_advice(report, merge_holds),
     )
@@ -268,12 +268,14 @@ def _advice(report: BlockReport, merge_holds: bool) -> str:
     return "this is a bug in the merge: please report it with the checkpoint"
 
 
-def describe_parity(inputs: str, images: int, *, error: float, stored: float) -> dict[str, Any]:
+def describe_parity(
+    inputs: str, images: int, *, error: float, stored: float, stored_tolerance: float = STORED_TOLERANCE
+) -> dict[str, Any]:
     """What a manifest says of one set of inputs that has passed."""
     return {
         "inputs": inputs,
         "images": images,
         "float64": {"error": error, "tolerance": MERGE_TOLERANCE},
-        "stored_float32": {"error": stored, "tolerance": STORED_TOLERANCE},
+        "stored_float32": {"error": stored, "tolerance": stored_tolerance},
         "passed": True,
     }
