@@ -20,8 +20,8 @@ from vexport.model.fuse import store
 from vexport.model.prove import BlockReport, ProvenMerge, describe_parity, relative_error, require_agreement, worst
 from vexport.model.techniques import DeepConv2d, merge_techniques, technique_modules
 
-# VanillaNet's 13 blocks are held to 1e-6. A ResNet-50 rounds 102 times on its way (trained at an eighth of its width: 7e-7),
-# so it is held to what an exported graph is held to.
+# VanillaNet's 13 blocks are held to 1e-6. A ResNet-50 rounds 102 times on its way (trained at a quarter of its width:
+# 7e-7), so it is held to what an exported graph is held to.
 STORED_TOLERANCE = 1e-5
 LOGITS = "logits"  # the report's last line; a module may be called so, too
 
