@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,11 @@ def test_samples(invoke: Invoke, biased: Path, ckpt: Path, data: Path, folder: P
         ("biased.pth", "stages.2", "2x2", "misclassified", "2"),
         ("ckpt.pth", "stages.2", "2x2", "misclassified", "2"),
     ]
-    assert "hidden - elsewhere: points of probability lost" in result.stdout
+    header = next(line for line in result.stdout.splitlines() if line.lstrip().startswith("network "))
+    assert re.search("hidden - shifted +hidden - centre$", header.rstrip())
+    assert "hidden - shifted: points of probability lost" in result.stdout
+    assert re.search(r"shifted by half the image both ways \(they share \d+% of their pixels\);", result.stdout)
+    assert "which does not prove that the map means nothing" in result.stdout
     assert result.stdout.splitlines()[-1] == "written: maps/sheet.png and 5 more file(s) beside it"
     assert "images for samples; sorted folders are the classes" in result.stderr
     assert "note: biased.pth: a map of 2x2 is coarse" in result.stderr

@@ -16,8 +16,9 @@ from filelock import FileLock
 
 from vexport.errors import InputError, TrainingError, WorkspaceError
 from vexport.pipeline.ablate import AblationOutcome, run_ablation
-from vexport.pipeline.ablate_document import as_markdown, table_cells
-from vexport.pipeline.ablate_process import STOP_S, Failure, Running, do_runs, is_divergence
+from vexport.pipeline.ablate_document import _notes, as_markdown, table_cells
+from vexport.pipeline.ablate_kept import read_figures
+from vexport.pipeline.ablate_process import HEADER, STOP_S, Failure, Running, do_runs, is_divergence
 from vexport.pipeline.ablate_progress import Progress
 from vexport.pipeline.ablate_run import Job, do_run
 from vexport.pipeline.ablate_table import compare_seeds, describe, make_rows
@@ -97,6 +98,17 @@ def test_one_seed_has_no_interval() -> None:
     assert found is not None
     assert (found.value, found.low, found.high, found.is_told_apart) == (1.0, None, None, False)
     assert compare_seeds({0: 10.0}, {1: 8.0}) is None
+
+
+def test_differences_without_spread_have_no_interval() -> None:
+    found = compare_seeds({0: 50.1, 1: 60.3, 2: 55.7}, {0: 40.1, 1: 50.3, 2: 45.7})
+    assert found is not None
+    assert found.value == pytest.approx(10.0)
+    assert (found.low, found.high, found.is_told_apart, found.seeds) == (None, None, False, 3)
+    (said,) = describe(rows_of({"a": [50.1, 60.3, 55.7], "c": [60.1, 70.3, 65.7]}))
+    assert said == (
+        "deep: +10.00 points over none on V6, the same in all 3 seeds, so without an interval: chance is not ruled out"
+    )
 
 
 RUNS = {
@@ -185,6 +197,16 @@ def test_a_run_that_fails_costs_no_other(make: Make, tmp_path: Path) -> None:
     assert "- bug.s0: ZeroDivisionError: one by none" in outcome.files[1].read_text()
 
 
+def test_each_try_adds_to_what_a_run_said(make: Make, tmp_path: Path) -> None:
+    told: list[str] = []
+    make("exit", "n0", seeds=[0], runs=["exit"])
+    make("exit", "n0", seeds=[0], runs=["exit"], tell=told.append)
+    lines = (tmp_path / "out/ablation/mine/exit.s0/output.txt").read_text().splitlines()
+    assert [line.startswith(HEADER) for line in lines] == [True, False, True, False]
+    assert lines[1] == lines[3] == "about to begin"
+    assert sum("about to begin" in line for line in told) == 1, "of this try alone"
+
+
 def test_a_run_that_says_nothing_is_hung(tmp_path: Path) -> None:
     ended: list[Any] = []
     began = time.monotonic()
@@ -261,14 +283,15 @@ def test_what_is_chosen(make: Make) -> None:
         make(jobs=0)
 
 
-def test_files(make: Make) -> None:
-    outcome = make(command="vexport ablate mine.yaml")
+def test_files(make: Make, mine: Path) -> None:
+    outcome = make(command="vexport ablate mine.yaml --force --jobs 2 --runs n0", overrides=["optimizer.lr=1e-3"])
     assert [path.name for path in outcome.files] == ["ablation.json", "ablation.md", "ablation.svg", "ablation.png"]
     assert json.loads(outcome.files[0].read_text()) == json.loads(json.dumps(outcome.document))
     text = outcome.files[1].read_text()
     assert text == as_markdown(outcome.document, outcome.rows)
-    assert "| V5 | n = 1 | 60.50 | 0.71 | 2 | +10.00 (+10.00 to +10.00) | 60.00 | 1e-07 | 74.53 |" in text
-    assert "Repeat: `vexport ablate mine.yaml`" in text
+    assert "| V5 | n = 1 | 60.50 | 0.71 | 2 | +10.00 | 60.00 | 1e-07 | 74.53 |" in text
+    assert f"Repeat: `vexport ablate {mine} --set optimizer.lr=1e-3`\n" in text
+    assert outcome.document["command"].endswith("--force --jobs 2 --runs n0"), "as it was given"
     assert "no epoch was chosen by looking at them" in text
     assert outcome.files[2].read_text().startswith("<?xml")
     assert outcome.files[3].read_bytes().startswith(b"\x89PNG")
@@ -317,6 +340,146 @@ def test_an_unknown_network(make: Make, mine: Path) -> None:
     assert caught.value.hint == "did you mean vanillanet_6?"
 
 
+# What earlier calls left
+
+
+def test_a_failure_is_remembered(make: Make) -> None:
+    first = make("n0", "diverge", seeds=[0])
+    again = make(seeds=[0], runs=["n0"])
+    assert again.rows[1].failures == first.rows[1].failures == {0: "the loss of step 7 is not finite"}
+    assert again.rows[1].missing == ()
+    assert again.failures == (), "it was not chosen"
+    assert "- diverge.s0: the loss of step 7 is not finite" in again.files[1].read_text()
+    other = make(seeds=[0], runs=["n0"], overrides=["optimizer.lr=1e-3"])
+    assert (other.rows[1].failures, other.rows[1].missing) == ({}, (0,)), "with another recipe it says nothing"
+
+
+def test_a_failed_deployment_leaves_the_figures(make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "out/ablation/mine"
+    folder.mkdir(parents=True)
+    (folder / "during.txt").write_text("n1.s0 after")
+    killed = {0: "not deployed: killed by signal 9 (out of memory?)"}
+    outcome = make(seeds=[0], work=works.with_checkpoint)
+    for when in ("after", "training"):  # a retry that is killed takes nothing away
+        assert (outcome.rows[1].mean, outcome.rows[1].failures) == (60.0, killed)
+        assert outcome.failures == ("n1.s0: not deployed: killed by signal 9 (out of memory?)",)
+        seen = make(seeds=[0], runs=["n0"], work=works.with_checkpoint)
+        assert (seen.rows[1].mean, seen.rows[1].failures) == (60.0, killed)
+        (folder / "during.txt").write_text(f"n1.s0 {when}")
+        outcome = make(seeds=[0], work=works.with_checkpoint)
+    assert make(seeds=[0], work=works.with_checkpoint, export=False).failures == (), "no graph is asked for"
+    (folder / "during.txt").unlink()
+    whole = make(seeds=[0], work=works.with_checkpoint)
+    assert (whole.rows[1].mean, whole.rows[1].deployed_mean, whole.rows[1].failures) == (60.0, 59.5, {})
+    assert (folder / "n1.s0/trained.txt").read_text() == "1", "trained once"
+    assert make(seeds=[0], work=works.with_checkpoint).kept == 2
+
+
+def test_a_table_is_of_one_set_of_images(make: Make, mine: Path, tmp_path: Path) -> None:
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+    a, b = ([f"data.source='{place}'"] for place in places)
+    text = HEAD.replace("quickstart", "cifar10").replace("  network.width: 0.015625\n", "") + TWO
+    options: dict[str, Any] = {"seeds": [0], "work": works.with_checkpoint}
+    make(text=text, runs=["n0"], overrides=a, **options)
+    other = make(runs=["n1"], overrides=b, **options)
+    assert [row.mean for row in other.rows] == [None, 60.0]
+    assert other.rows[1].difference is None
+    notes = other.document["notes"]
+    assert f"left out, trained on {places[0]}: n0.s0" in notes
+    assert not any(line.startswith("not run yet") for line in notes)
+    with pytest.raises(InputError, match="trained on different images") as caught:
+        make(**options)
+    assert caught.value.details == (f"{places[0]}: n0.s0", f"{places[1]}: n1.s0")
+    with pytest.raises(InputError, match="1 run is of another recipe") as caught:
+        make(overrides=b, **options)
+    assert caught.value.details == (f"n0.s0: trained on {places[0]}, now {places[1]}",)
+    both = make(overrides=b, runs=["n0"], force=True, **options)
+    assert [row.mean for row in both.rows] == [50.0, 60.0]
+    assert not any("left out" in line for line in both.document["notes"])
+    last = make(**options)
+    assert (last.kept, last.document["source"]) == (2, str(places[1]))
+
+
+def test_an_interrupt_under_force_goes_on_without_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"seeds": [0], "work": works.with_checkpoint}
+    make(**options)
+    changed = {**options, "overrides": ["optimizer.lr=1e-3"]}
+
+    def stop_after_one(jobs: Sequence[Job], *args: Any, **more: Any) -> None:
+        do_runs(jobs[:1], *args, **more)
+        raise KeyboardInterrupt
+
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("vexport.pipeline.ablate.do_runs", stop_after_one)
+        with pytest.raises(KeyboardInterrupt):
+            make(force=True, tell=told.append, **changed)
+    assert told[-1] == "1 of 2 runs were done; the same command without --force goes on with the others"
+    document = json.loads((tmp_path / "out/ablation/mine/ablation.json").read_text())
+    assert "not run yet: n1.s0" in document["notes"]
+    on = make(**changed)
+    assert (on.kept, on.trained, on.again) == (1, 1, "the same command")
+    times = [(tmp_path / f"out/ablation/mine/{name}/trained.txt").read_text() for name in ("n0.s0", "n1.s0")]
+    assert times == ["2", "2"], "each once more"
+    assert make(**changed).kept == 2
+
+
+def test_a_run_that_fails_under_force_is_tried_again_without_it(make: Make, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"seeds": [0], "work": works.with_checkpoint}
+    make(**options)
+    during = tmp_path / "out/ablation/mine/during.txt"
+    during.write_text("n1.s0 training")
+    outcome = make(force=True, **options)
+    assert outcome.rows[1].mean is None, "its old figures were given up"
+    with pytest.raises(TrainingError) as caught:
+        outcome.require_complete()
+    assert "the same command without --force tries the failed ones again" in caught.value.hint
+    during.unlink()
+    again = make(**options)
+    assert (again.kept, again.trained, again.rows[1].mean) == (1, 1, 60.0)
+    assert (tmp_path / "out/ablation/mine/n1.s0/trained.txt").read_text() == "2"
+
+
+def test_fields_that_do_not_reach_each_run_are_said(make: Make) -> None:
+    said: list[str] = []
+    text = HEAD + TWO.replace("{network.act_num: 1}", "{network.act_num: 1, epochs: 3}")
+    outcome = make(text=text, seeds=[0], overrides=["epochs=4"], tell=said.append)
+    line = "--set epochs has no effect on n1: set there"
+    assert f"note: {line}" in said
+    assert line in outcome.document["notes"]
+
+
+def test_how_many_comparisons_there_are() -> None:
+    def notes(**values: Sequence[float]) -> list[str]:
+        found = _notes(rows_of(values), {}, {})
+        return [line for line in found if "comparisons" in line or "no interval" in line]
+
+    a, b = [50.0, 51.0, 52.0], [60.0, 61.2, 61.9]
+    assert notes(a=a, b=b) == [], "one needs no word"
+    assert notes(a=a, b=b, c=[50.5, 49.8, 52.3]) == [
+        "2 comparisons, each at 95%: the more there are, the likelier one is told apart by chance"
+    ]
+    (line,) = notes(a=a, b=[60.0, 61.0, 62.0])
+    assert line.startswith("differences that are the same in each seed have no interval")
+
+
+def test_where_runs_were_trained(make: Make) -> None:
+    outcome = make(seeds=[0])
+    document = {**outcome.document, "environment": {"cpu": "of the table"}, "versions": {"torch": "of the table"}}
+    n0, n1 = ({**one} for one in document["runs"])
+    n0 |= {"device": "NVIDIA H200", "versions": {"torch": "2.9"}}
+    n1 |= {"device": "cpu", "cpu": "Xeon", "versions": {"torch": "2.15"}}
+    n1["deployed"] = {**n1["deployed"], "versions": {"onnx": "1.19"}}
+    text = as_markdown({**document, "runs": [n0, n1]}, outcome.rows)
+    assert "Trained on NVIDIA H200, cpu (Xeon); torch 2.9 and 2.15, onnx 1.19." in text
+    assert "of the table" not in text
+    assert "a device that is not recorded" in as_markdown({**document, "runs": [{**n0, "device": None}]}, outcome.rows)
+
+
 # For real
 
 
@@ -326,6 +489,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "mine.yaml").write_text(HEAD + TWO)
     return folder
+
+
+@pytest.mark.slow
+def test_a_run_that_was_trained_outside_is_adopted(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(HEAD.replace("[0, 1]", "[0]") + TWO)
+    one = real_job(tmp_path, export=False)
+    found = do_run(one, lambda _: None)
+    last = one.folder / "n0.s0.last.ckpt"
+    (one.folder / "result.json").unlink()
+    before = last.stat().st_mtime_ns, last.read_bytes()
+    outcome = run_ablation(tmp_path / "mine.yaml", workspace=Workspace(tmp_path / "out"), runs=["n0"])
+    assert (outcome.trained, outcome.failures) == (1, ())
+    assert (last.stat().st_mtime_ns, last.read_bytes()) == before, "not trained anew"
+    run = outcome.document["runs"][0]
+    assert (run["top1"], run["checkpoint_sha256"]) == (found["top1"], found["checkpoint_sha256"])
+    assert run["deployed"]["correct"] == found["correct"]
+    assert (run["train_s"], run["device"]) == (None, None), "nobody knows"
+    assert "was trained before: for how long and on which device is not recorded" in run["notes"]
 
 
 def real_job(folder: Path, run: str = "n0", *overrides: str, **more: Any) -> Job:
@@ -357,6 +538,12 @@ def test_a_run_is_trained_and_deployed(trained: Path) -> None:
     again = do_run(one, told.append)
     assert again["checkpoint_sha256"] == found["checkpoint_sha256"]
     assert (again["deployed"], again["log"]) == (deployed, found["log"])
+    for field in ("train_s", "resumed_from", "damaged", "device", "cpu", "threads", "notes"):
+        assert again[field] == found[field], "of the training, not of the call that found it done"
+    assert found["train_s"] > 0
+    kept = read_figures(one.folder, one.name, one.recipe_hash)
+    assert kept is not None
+    assert kept["train_s"] == found["train_s"]
 
 
 def test_a_run_that_diverges_says_so(trained: Path) -> None:
@@ -399,7 +586,13 @@ def test_a_small_ablation_from_end_to_end(tmp_path: Path) -> None:
     assert (changed.trained, changed.kept) == (1, 0), "figures of another checkpoint do not count"
 
 
-def test_signals_are_as_before(make: Make) -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    make(seeds=[0], runs=["n0"])
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="has no signal masks")
+@pytest.mark.parametrize("blocked", [set(), {signal.SIGINT, signal.SIGUSR1}])
+def test_the_signal_mask_is_as_before(make: Make, blocked: set[signal.Signals]) -> None:
+    """Ctrl-C is held back while a process starts, and not a moment longer."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    try:
+        make(seeds=[0], runs=["n0"])
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -20,6 +20,7 @@ from vexport.model.variants import NetworkSpec
 from vexport.pipeline import explain as module
 from vexport.pipeline.explain import Explanation, explain
 from vexport.pipeline.explain_looks import spread_of
+from vexport.pipeline.explain_notes import collect_notes
 from vexport.pipeline.explain_pictures import SIDE, enlarge, overlay
 from vexport.pipeline.export import export_graph
 from vexport.pipeline.fuse import fuse_checkpoint
@@ -121,12 +122,13 @@ def test_the_figures(run: Run, save: Save, data: Path) -> None:
         place = [one["name"] for one in said["networks"]].index(summary["network"])
         rows = [one["networks"] for one in said["images"] if one["group"] == summary["group"]]
         for name in said["measures"]:
-            values = [row[place][name] for row in rows if row[place]["map"] == "map"]
+            values = [row[place][name] for row in rows if row[place][name] is not None]
             assert summary[name]["images"] == len(values)
-            assert summary["without_map"] == len(rows) - len(values)
+            assert summary["without_map"] == sum(row[place]["map"] != "map" for row in rows)
             assert summary[name]["mean"] == pytest.approx(np.mean(values))
             assert summary[name]["deviation"] == pytest.approx(np.std(values, ddof=1))
-            pairs = [row[place][name] - row[0][name] for row in rows if row[place]["map"] == row[0]["map"] == "map"]
+            both = [row for row in rows if row[place][name] is not None and row[0][name] is not None]
+            pairs = [row[place][name] - row[0][name] for row in both]
             if place:
                 assert summary["minus_first"][name]["mean"] == pytest.approx(np.mean(pairs))
             else:
@@ -134,17 +136,51 @@ def test_the_figures(run: Run, save: Save, data: Path) -> None:
     assert {one["network"] for one in said["summary"]} == {"own.pth", "other.pth"}
 
 
-def test_maps_that_show_nothing_special(run: Run, save: Save, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_hiding_costs(run: Run, save: Save, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer is always the same, whatever is hidden."""
     checkpoint = save()
-    assert not any("hangs on" in note for note in run(checkpoint, data=data, samples=3).notes)
+    assert not any("hiding" in note for note in run(checkpoint, data=data, samples=3).notes)
     monkeypatch.setattr("vexport.pipeline.explain_notes.ENOUGH", 3)
     found = run(checkpoint, data=data, samples=3)
-    assert any("own.pth: hiding what the maps of stages.2 show does not cost" in note for note in found.notes)
-    said = next(one["networks"][0] for one in found.to_json()["images"] if one["networks"][0]["map"] == "map")
-    assert said["masking_gain"] == pytest.approx(said["drop_masked"] - said["drop_masked_turned"])
-    with_one = replace(found.rows[0].looks[0], drop=Drop(0.5, 0.2))
-    assert with_one.masking_gain == pytest.approx(0.3)
+    told = "own.pth: hiding what the maps of stages.2 show cannot be told from hiding as much elsewhere (+0.0 points"
+    assert any(note.startswith(told) for note in found.notes)
+    for row, said in zip(found.rows, found.to_json()["images"], strict=True):
+        drop, one = row.looks[0].drop, said["networks"][0]
+        if drop is None:
+            assert one["masking_gain"] is one["centre_gain"] is one["hidden_overlap"] is None
+            continue
+        assert one["masking_gain"] == pytest.approx(one["drop_masked"] - one["drop_masked_shifted"])
+        assert one["centre_gain"] == pytest.approx(one["drop_masked"] - one["drop_masked_centre"])
+        assert one["hidden_overlap"] == drop.overlap <= 1 / 3
+
+
+def test_what_is_said_of_what_hiding_costs(run: Run, save: Save, data: Path) -> None:
+    found = run(save(), data / "c3" / "0.png")
+    seen = replace(found.rows[0].looks[0].attention, state="map")
+
+    def notes(*drops: Drop | None) -> list[str]:
+        rows = [replace(found.rows[0], looks=(replace(found.rows[0].looks[0], attention=seen, drop=d),)) for d in drops]
+        return [note for note in collect_notes(found.networks, found.choice, rows) if "hid" in note]
+
+    def some(shifted: float, centre: float, count: int = 40) -> list[Drop]:
+        """Drops of half the probability; the controls' as given, a tenth more and less."""
+        return [Drop(0.5 + sign / 10, shifted, centre, 0.1) for sign in (-1, 1) * (count // 2)]
+
+    assert notes(*some(0.2, 0.2)) == []
+    start = "own.pth: hiding what the maps of stages.2 show "
+    (said,) = notes(*some(0.49, 0.2))
+    error = 100 * np.std([0.4, 0.6] * 20, ddof=1) / 40**0.5
+    figures = f"(+1.0 points, standard error {error:.1f}, 40 images)"
+    assert said == f"{start}cannot be told from hiding as much elsewhere {figures}"
+    (said,) = notes(*some(0.6, 0.6))
+    assert said.startswith(f"{start}costs the class less than hiding as much elsewhere (-10.0 points")
+    (said,) = notes(*some(0.2, 0.5))
+    assert said.startswith(f"{start}cannot be told from hiding as much in the middle of the image, where objects")
+    (said,) = notes(*some(0.2, 0.6))
+    assert said.startswith(f"{start}costs the class less than hiding as much in the middle of the image")
+    assert notes(*some(0.5, 0.5, 28)) == [], "too few to say"
+    (said,) = notes(*some(0.2, 0.2), None, None)
+    assert said.startswith("own.pth: 2 of 42 images do not count for what hiding costs: more than a third")
 
 
 def test_spreads() -> None:

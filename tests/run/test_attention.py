@@ -297,30 +297,119 @@ def test_areas() -> None:
     assert area_above_half(np.array([[1.0, 0.5, 0.49]])) == pytest.approx(2 / 3)
 
 
-def test_hiding_what_the_map_shows() -> None:
-    network, image = red_network("NCHW"), patched((0, 1))
-    layer = choose_layer(network, list_map_layers(network, image.shape[1:]), "1", network_name="it")
+def reddened(*parts: tuple[slice, slice], size: tuple[int, int, int] = (3, 16, 24)) -> np.ndarray:
+    """A blue image with red parts."""
+    image = np.zeros((1, *size), np.float32)
+    image[0, 2] = 1
+    for rows, columns in parts:
+        image[0, :, rows, columns] = np.array([1, 0, 0], np.float32)[:, None, None]
+    return image
+
+
+def only_red(weight: float = 8.0) -> nn.Sequential:
+    """Class 0 is the likelier the more red there is, wherever it is and whatever else there is."""
+    network = red_network("NCHW")
     with torch.no_grad():
-        network[-1].weight.copy_(torch.tensor([[8.0, 0.0], [0.0, 0.0]]))  # red, whatever else there is
+        network[-1].weight.copy_(torch.tensor([[weight, 0.0], [0.0, 0.0]]))
         network[-1].bias.zero_()
-    found = attend(network, layer, image, [0])
-    (drop,) = masking_drops(network, image, found)
+    return network
+
+
+def probability(network: nn.Module, image: np.ndarray) -> float:
+    with torch.no_grad():
+        return float(network(torch.from_numpy(image)).double().softmax(1)[0, 0])
+
+
+def given_map(values: np.ndarray) -> Attention:
+    """A map of class 0 that no network made."""
+    return Attention(values.astype(np.float32), values.astype(np.float64), 0, 1.0, 0, "map", 0.0)
+
+
+CENTRE = (slice(6, 10), slice(9, 15))
+
+
+def test_hiding_a_patch_in_a_corner() -> None:
+    network, image = only_red(), patched((0, 1))
+    (found,) = look(network, "1", image, [0])
+    (drop,) = masking_drops(network, image, [found])
     assert drop is not None
-
-    def probability(one: np.ndarray) -> float:
-        with torch.no_grad():
-            return float(network(torch.from_numpy(one)).double().softmax(1)[0, 0])
-
     hidden = image.copy()
-    shown = found[0].values > 0
+    shown = found.values > 0
     assert 24 <= shown.sum() < 0.2 * 16 * 24, "less than a fifth: no more is hidden than the map shows"
     hidden[0, :, shown] = 0
-    assert drop.own == pytest.approx(probability(image) - probability(hidden))
+    assert drop.own == pytest.approx(probability(network, image) - probability(network, hidden))
     assert drop.own > 0.3
-    assert drop.turned == 0
-    with torch.no_grad():
-        network[-1].weight[0] = 0
-    assert masking_drops(network, image, attend(network, layer, image, [0])) == [None]
+    assert (drop.shifted, drop.centre, drop.overlap) == (0, 0, 0)
+    assert drop.gain == drop.centre_gain == drop.own
+    blind = only_red(0.0)
+    assert masking_drops(blind, image, look(blind, "1", image, [0])) == [None]
+
+
+def test_hiding_a_patch_in_the_middle() -> None:
+    """A map that is the same when it is turned half around is told from elsewhere too, though not from the middle."""
+    network, image = only_red(), reddened(CENTRE)
+    (found,) = look(network, "1", image, [0])
+    np.testing.assert_allclose(found.values, found.values[::-1, ::-1], atol=1e-6)
+    (drop,) = masking_drops(network, image, [found])
+    assert drop is not None
+    assert drop.own > 0.3
+    assert (drop.shifted, drop.overlap) == (0, 0)
+    assert drop.centre == pytest.approx(drop.own)
+    assert drop.centre_gain == pytest.approx(0)
+
+
+def test_a_map_that_is_always_central_gains_without_looking() -> None:
+    network, image = only_red(), reddened(CENTRE)
+    y, x = np.mgrid[-1:1:16j, -1:1:24j]
+    (drop,) = masking_drops(network, image, [given_map(np.exp(-3 * (y**2 + x**2)))])
+    assert drop is not None
+    assert drop.gain > 0.3
+    assert drop.centre_gain == pytest.approx(0, abs=1e-6)
+    rim = reddened((slice(0, 4), slice(0, 6)))
+    (drop,) = masking_drops(network, rim, [given_map(np.exp(-3 * (y**2 + x**2)))])
+    assert drop is not None
+    assert drop.gain < 0, "shifted, it lies over the corners"
+    assert drop.centre_gain == pytest.approx(0, abs=1e-6)
+
+
+def test_a_map_that_is_indifferent() -> None:
+    """Of an even map any part may be hidden: it must not be that of the upper rows, where no object lies."""
+    network, image = only_red(), reddened((slice(0, 16), slice(0, 24)))
+    even, faint = np.ones((16, 24)), np.random.default_rng(1).uniform(0.5, 1, (16, 24))
+    for values in (even, faint):
+        (drop,) = masking_drops(network, image, [given_map(values)])
+        assert drop is not None
+        assert drop.own > 0
+        assert drop.gain == pytest.approx(0, abs=1e-6), "red everywhere: as much hidden costs as much"
+        assert drop.centre_gain == pytest.approx(0, abs=1e-6)
+        assert 0.1 < drop.overlap < 0.3, "about a fifth, by chance"
+    middle = reddened(CENTRE)
+    drops = masking_drops(network, np.repeat(middle, 40, axis=0), [
+        given_map(np.random.default_rng(seed).uniform(0.5, 1, (16, 24))) for seed in range(40)
+    ])  # fmt: skip
+    gains = [drop.gain for drop in drops if drop is not None]
+    assert len(gains) > 30
+    assert abs(np.mean(gains)) < 2.5 * np.std(gains, ddof=1) / len(gains) ** 0.5
+    assert np.std(gains) > 0, "now and then it hides some of the patch"
+
+
+def test_a_map_that_the_shift_lays_over_itself_is_left_out() -> None:
+    network = only_red()
+    first, second = (slice(2, 6), slice(3, 9)), (slice(10, 14), slice(15, 21))
+    twice, once = reddened(first, second), reddened(first)
+    maps = [given_map(image[0, 0] + 0.0) for image in (twice, once)]
+    left_out, drop = masking_drops(network, np.concatenate([twice, once]), maps)
+    assert left_out is None
+    assert drop is not None
+    assert drop.overlap == 0
+    part = np.zeros((16, 24))
+    part[first] = part[10:12, 15:18] = 1  # 6 of the 24 + 6 places come to lie in the first, and 6 of it in them
+    (drop,) = masking_drops(network, once, [given_map(part)])
+    assert drop is None, "12 of 30 are more than a third"
+    part[10:12, 17:18] = 0
+    (drop,) = masking_drops(network, once, [given_map(part)])
+    assert drop is not None
+    assert drop.overlap == pytest.approx(8 / 28)
 
 
 def default(network: nn.Module, size: tuple[int, int, int]) -> MapLayer:

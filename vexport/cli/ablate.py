@@ -34,7 +34,7 @@ def ablate(
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Override a field of the training recipe in every run, as epochs=5.",
+            help="Override a field of the training recipe in every run, unless the run sets it, as epochs=5.",
             show_default=False,
         ),
     ] = None,
@@ -46,7 +46,7 @@ def ablate(
         typer.Option(
             "--runs",
             metavar="NAME",
-            help="Only this run, or those of a pattern, as 'alexnet.*'; may be given again.",
+            help="Only this run, or those of a pattern, as 'alexnet_*'; may be given again.",
             show_default=False,
         ),
     ] = None,

@@ -12,7 +12,7 @@ from vexport.cli.render import figure, print_json, print_table, progress, remark
 
 if TYPE_CHECKING:
     from vexport.pipeline.explain import Explanation
-    from vexport.pipeline.explain_looks import Spread, Summary
+    from vexport.pipeline.explain_looks import Spread
 
 
 AREAS = ("area_above_half", "effective_area")
@@ -133,7 +133,7 @@ def render(result: Explanation) -> None:
         if len(result.networks) > 1:
             cells += [_percent(one.differences[name], signed=True) if one.differences else "-" for name in AREAS]
         cells.append(_percent(one.measures["masking_gain"], signed=True))
-        cells.append(_percent(_centre_gain(result, one), signed=True))
+        cells.append(_percent(one.measures["centre_gain"], signed=True))
         table.append([one.network, layers[one.network], one.group, str(one.images), *cells])
     columns = ["network", "layer and map", "images", "count", "above half %", "effective %"]
     if len(result.networks) > 1:
@@ -145,17 +145,9 @@ def render(result: Explanation) -> None:
     overlap = f" (they share {sum(drop.overlap for drop in drops) / len(drops):.0%} of their pixels)" if drops else ""
     typer.echo("hidden - shifted: points of probability lost by hiding the fifth of the image that the map shows, less")
     typer.echo(f"those lost by hiding that part shifted by half the image both ways{overlap};")
-    typer.echo("hidden - centre: less those lost by hiding as much in the middle of the image. Near 0 the two cannot be")
-    typer.echo("told apart, which does not prove that the map means nothing")
+    typer.echo("hidden - centre: the same, less those lost by hiding as much in the middle of the image. Near 0 they")
+    typer.echo("cannot be told apart, which does not prove that the map means nothing")
     typer.echo(f"written: {result.folder / result.files[0]} and {len(result.files) - 1} more file(s) beside it")
-
-
-def _centre_gain(result: Explanation, summary: Summary) -> Spread:
-    from vexport.pipeline.explain_looks import spread_of
-
-    place = [one.name for one in result.networks].index(summary.network)
-    drops = [row.looks[place].drop for row in result.rows if row.image.group == summary.group]
-    return spread_of([drop.centre_gain for drop in drops if drop is not None])
 
 
 def _explained(result: Explanation) -> str:

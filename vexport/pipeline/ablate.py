@@ -6,9 +6,7 @@ while their training recipe stays the same, those that an interrupt stopped go o
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,22 +15,34 @@ from pathlib import Path
 from typing import Any
 
 from vexport.bench.environment import usable_cores
-from vexport.engine.timing import write_atomically
 from vexport.errors import InputError, TrainingError, WorkspaceError
 from vexport.model.variants import VARIANTS, unknown_model
 from vexport.pipeline.ablate_document import list_failures, make_document, require_own, write_document
+from vexport.pipeline.ablate_kept import (
+    RECIPE,
+    STREAMED,
+    Key,
+    give_up,
+    is_done,
+    read_run,
+    read_runs,
+    require_same_recipes,
+    run_folder,
+    source_of,
+    write_failure,
+    write_figures,
+)
 from vexport.pipeline.ablate_process import Failure, Running, Work, do_runs
 from vexport.pipeline.ablate_progress import Progress
-from vexport.pipeline.ablate_run import RECIPE, STREAMED, Job, do_run
+from vexport.pipeline.ablate_run import Job, do_run
 from vexport.pipeline.ablate_table import TableRow
 from vexport.recipe import ImagesSection, Recipe, recipe_hash
 from vexport.recipe.ablation import FOLDER, Ablation, load_ablation, run_name, unknown_run
 from vexport.recipe.checks import ABLATION_ONLY
-from vexport.workspace import Workspace, mapped_os_errors, read_manifest
+from vexport.workspace import Workspace, mapped_os_errors
 
-RESULT, LOCK = "result.json", ".lock"
+LOCK = ".lock"
 OnStep = Callable[[str, float | None], None]
-Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class AblationOutcome:
         kept: Runs that were there already.
         trained: Runs that this call finished.
         failures: Chosen runs without figures, or without a graph where one was asked for, in words.
+        again: How to try them again, in words.
     """
 
     document: Mapping[str, Any]
@@ -54,6 +65,7 @@ class AblationOutcome:
     kept: int
     trained: int
     failures: tuple[str, ...]
+    again: str = "the same command"
 
     def require_complete(self) -> None:
         """Raise where a chosen run failed.
@@ -67,7 +79,7 @@ class AblationOutcome:
         raise TrainingError(
             f"{count} failed; the table is of the others",
             details=self.failures,
-            hint="what a run said stands in output.txt of its folder; the same command tries the failed ones again",
+            hint=f"what a run said stands in output.txt of its folder; {self.again} tries the failed ones again",
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -96,7 +108,7 @@ def run_ablation(
         workspace: Where everything goes, into `ablation/<name>/`.
         overrides: `section.field=value`, for the training recipe of every run.
         seeds: In place of the recipe's.
-        runs: Do these only, by name or pattern (`alexnet.*`); all where none is named. The table has what is there of
+        runs: Do these only, by name or pattern (`alexnet_*`); all where none is named. The table has what is there of
             the others.
         jobs: Runs at once; they share the processor's cores.
         export: Whether to merge, export and evaluate each trained network.
@@ -125,34 +137,43 @@ def run_ablation(
     with _locked(folder):
         require_own(folder, force=force)
         if not force:
-            _require_same_recipes(folder, plans, chosen)
-        found = {key: _read_result(folder, plans[key], key) for key in plans}
-        results: dict[Key, dict[str, Any]] = {key: one for key, one in found.items() if one is not None}
-        todo = [key for key in chosen if force or not _is_done(results.get(key), export)]
+            require_same_recipes(folder, plans, chosen)
+        there = read_runs(folder, plans, export=export)
+        results = there.results
+        todo = [key for key in chosen if force or not is_done(results.get(key), export)]
         for key in todo if force else ():
             results.pop(key, None)
         _require_images([plans[key] for key in todo])
         threads = max(1, (usable_cores() or os.cpu_count() or 1) // jobs)
-        made = [_job(ablation, folder, key, plans[key], threads, export, force) for key in todo]
+        made = [_job(ablation, folder, key, plans[key], threads, export, force or key in there.anew) for key in todo]
+        for job in made if force else ():
+            give_up(job.folder, job.name, job.recipe_hash)
+        for line in ablation.list_unreached():
+            tell(f"note: {line}")
         if kept := len(chosen) - len(todo):
             tell(f"{kept} of {len(chosen)} runs are done already")
-        session = _Session(ablation, folder, results, on_step, tell, Progress(made, _rows_of(ablation), jobs))
+        # With it, what this call finished would be trained once more.
+        again = "the same command without --force" if force else "the same command"
+        session = _Session(ablation, plans, results, export, on_step, tell, Progress(made, _rows_of(ablation), jobs))
 
         def write() -> tuple[dict[str, Any], list[TableRow], tuple[Path, ...]]:
-            document, rows = make_document(ablation, results, command=command, jobs=jobs, export=export)
+            left_out = {key: source for key, source in there.elsewhere.items() if key not in results}
+            document, rows = make_document(
+                ablation, results, command=command, jobs=jobs, export=export, left_out=left_out
+            )
             return document, rows, write_document(folder, document, rows)
 
         try:
             do_runs(made, work, at_once=jobs, patience_s=ablation.recipe.patience_s,
                     on_end=session.end, on_tick=session.tick)  # fmt: skip
         except KeyboardInterrupt:
-            tell(f"{session.progress.done} of {len(made)} runs were done; the same command goes on with the others")
+            tell(f"{session.progress.done} of {len(made)} runs were done; {again} goes on with the others")
             write()
             raise
         document, table, files = write()
-    of_chosen = {run_name(*key) for key in chosen}
-    failures = [line for line in list_failures(table) if line.partition(": ")[0] in of_chosen]
-    return AblationOutcome(document, tuple(table), files, kept, session.finished, tuple(failures))
+    names = {run_name(*key) for key in todo}  # the others have all that was asked for
+    failures = [line for line in list_failures(table) if line.partition(": ")[0] in names]
+    return AblationOutcome(document, tuple(table), files, kept, session.finished, tuple(failures), again)
 
 
 @dataclass
@@ -160,8 +181,9 @@ class _Session:
     """What goes on while runs are done."""
 
     ablation: Ablation
-    folder: Path
+    plans: Mapping[Key, Recipe]
     results: dict[Key, dict[str, Any]]
+    export: bool
     on_step: OnStep
     tell: Callable[[str], None]
     progress: Progress
@@ -172,13 +194,16 @@ class _Session:
         failed = isinstance(answer, Failure)
         self.progress.end(job, seconds, failed=failed)
         if isinstance(answer, Failure):
-            self.results[job.run, job.seed] = {"failure": answer.to_json(), "folder": str(job.folder)}
-            said = [answer.text, *(f"  {line}" for line in answer.details)]
+            source = source_of(self.plans[job.run, job.seed])
+            write_failure(job.folder, job.recipe_hash, source, answer.to_json())
+            # Its training may have come to an end, now or earlier: those figures stay.
+            found = read_run(job.folder, job.name, job.recipe_hash, export=self.export)
+            self.results[job.run, job.seed] = found or {"failure": answer.to_json(), "folder": str(job.folder)}
+            top1 = (found or {}).get("top1")
+            said = [answer.text if top1 is None else f"{top1:.2f} %, not deployed: {answer.text}", *answer.details]
         else:
             result = {**answer, "recipe_hash": job.recipe_hash, "seconds": round(seconds, 1), "folder": str(job.folder)}
-            path = job.folder / RESULT
-            with mapped_os_errors(path):
-                write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
+            write_figures(job.folder, result)
             self.results[job.run, job.seed] = result
             self.finished += 1
             said = [_describe(result)]
@@ -284,76 +309,9 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run_folder(folder: Path, key: Key) -> Path:
-    return folder / run_name(*key)
-
-
-def _require_same_recipes(folder: Path, plans: Mapping[Key, Recipe], chosen: Sequence[Key]) -> None:
-    """Refuse what would write over runs of another recipe, or on other images: all at once.
-
-    Raises:
-        InputError: with each run and the fields that differ.
-    """
-    details = []
-    for key in chosen:
-        plan, own = plans[key], _run_folder(folder, key)
-        manifest = read_manifest(own / f"{plan.name}.last.ckpt")
-        if manifest is None:
-            continue
-        if manifest.options.get("recipe_hash") != recipe_hash(plan):
-            before = _read_json(own / RECIPE)
-            changed = _differences(before, plan.to_json()) if before else []
-            # Only what shapes the weights makes another recipe of it.
-            details.append(f"{plan.name}: {'; '.join(changed) or 'of another recipe'}")
-        elif isinstance(plan.data, ImagesSection) and plan.data.source is not None:
-            then, now = manifest.options.get("source"), _resolved(plan.data.source)
-            if then is not None and then != now and manifest.facts.get("epoch", 0) >= plan.epochs:
-                details.append(f"{plan.name}: trained on {then}, now {now}")
-    if details:
-        count = f"{len(details)} run{'s are' if len(details) > 1 else ' is'}"
-        raise InputError(
-            f"{count} of another recipe",
-            details=details,
-            hint="undo the change, choose another --workspace, or give --force to train the chosen runs anew",
-        )
-
-
-def _resolved(source: str) -> str:
-    return source if source.partition("/")[0] in STREAMED else str(Path(source).expanduser().resolve())
-
-
-def _differences(before: Any, now: Any, at: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys((*before, *now))
-        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{at}.{key}".lstrip("."))]
-    return [] if before == now else [f"{at} {before} then, {now} now"]
-
-
-def _read_result(folder: Path, plan: Recipe, key: Key) -> dict[str, Any] | None:
-    """A run's figures, if its recipe is the same and its checkpoint still the one they were taken from."""
-    own = _run_folder(folder, key)
-    result = _read_json(own / RESULT)
-    manifest = read_manifest(own / f"{plan.name}.last.ckpt")
-    if result is None or manifest is None or result.get("recipe_hash") != recipe_hash(plan):
-        return None
-    return result if result.get("checkpoint_sha256") == manifest.sha256 else None
-
-
-def _is_done(result: Mapping[str, Any] | None, export: bool) -> bool:
-    deployed = (result or {}).get("deployed")
-    return result is not None and (not export or (deployed is not None and "error" not in deployed))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return data if isinstance(data, dict) else None
-    return None
-
-
 def _job(ablation: Ablation, folder: Path, key: Key, plan: Recipe, threads: int, export: bool, anew: bool) -> Job:
     """A run to do, its folder made."""
-    own = _run_folder(folder, key)
+    own = run_folder(folder, key)
     settings = ablation.settings(*key)
     if isinstance(plan.data, ImagesSection) and (plan.data.source or "").partition("/")[0] != "wds":
         # With shards each worker shuffles its own: there the number is part of the recipe.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vexport.bench.environment import describe_environment
@@ -14,7 +16,7 @@ from vexport.engine.timing import write_atomically
 from vexport.errors import WorkspaceError
 from vexport.pipeline.ablate_picture import PICTURES, draw_rows
 from vexport.pipeline.ablate_table import LEVEL, Results, TableRow, describe, make_rows, points, tried
-from vexport.recipe import ImagesSection
+from vexport.recipe import ImagesSection, Recipe
 from vexport.recipe.ablation import Ablation, run_name
 from vexport.workspace import mapped_os_errors
 
@@ -27,7 +29,13 @@ ACCURACY = (
 
 
 def make_document(
-    ablation: Ablation, results: Results, *, command: str, jobs: int, export: bool
+    ablation: Ablation,
+    results: Results,
+    *,
+    command: str,
+    jobs: int,
+    export: bool,
+    left_out: Mapping[tuple[str, int], str] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], list[TableRow]]:
     """Everything that is known of an ablation, as plain values; and its table.
 
@@ -37,6 +45,7 @@ def make_document(
         command: That was given.
         jobs: Runs at once.
         export: Whether graphs were asked for.
+        left_out: Runs that were trained on other images, and on which.
     """
     recipe = ablation.recipe
     rows = make_rows(recipe, ablation.seeds, results)
@@ -49,10 +58,11 @@ def make_document(
         "title": recipe.title,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
+        "repeat": shlex.join([*ablation.repeat(), *([] if export else ["--no-export"])]),
         "complete": not any(row.failures or row.missing for row in rows),
         "accuracy": ACCURACY,
         "data": plan.data.name,
-        "source": plan.data.source if isinstance(plan.data, ImagesSection) else None,
+        "source": _source(plan, results),
         "recipe": recipe.to_json(),
         "recipe_sha256": ablation.sha256,
         "base": str(ablation.base),
@@ -65,7 +75,7 @@ def make_document(
         "versions": tool_versions(*LIBRARIES),
         "rows": [row.to_json() for row in rows],
         "verdicts": describe(rows),
-        "notes": _notes(rows, results),
+        "notes": [*_notes(rows, results, left_out), *ablation.list_unreached()],
         "runs": [
             {
                 "run": name,
@@ -81,27 +91,66 @@ def make_document(
     return document, rows
 
 
-def _notes(rows: Sequence[TableRow], results: Results) -> list[str]:
+def _source(plan: Recipe, results: Results) -> str | None:
+    """Where the images lie: as the recipe says, else as the runs say."""
+    if not isinstance(plan.data, ImagesSection) or plan.data.source is not None:
+        return plan.data.source if isinstance(plan.data, ImagesSection) else None
+    return next((str(one["source"]) for one in results.values() if one.get("source") is not None), None)
+
+
+def _notes(rows: Sequence[TableRow], results: Results, left_out: Mapping[tuple[str, int], str]) -> list[str]:
     """What a reader of the table should know."""
     notes = [f"the figures are {ACCURACY}"]
-    if missing := [run_name(row.run, seed) for row in rows for seed in row.missing]:
-        shown = missing if len(missing) <= 6 else [*missing[:5], f"{len(missing) - 5} more"]
-        notes.append(f"not run yet: {', '.join(shown)}")
-    if any(row.difference and row.difference.low is not None for row in rows):
+    if missing := [run_name(row.run, seed) for row in rows for seed in row.missing if (row.run, seed) not in left_out]:
+        notes.append(f"not run yet: {_shown(missing)}")
+    for source in dict.fromkeys(left_out.values()):
+        notes.append(
+            f"left out, trained on {source}: {_shown([run_name(*key) for key in left_out if left_out[key] == source])}"
+        )
+    differences = [row.difference for row in rows if row.difference]
+    if told := sum(one.low is not None for one in differences):
         notes.append(
             f"in brackets: {LEVEL:.0%} intervals of the mean difference, Student's t over pairs of one seed; they hold "
             "the chance of training, not that of the held-out images"
         )
-    if any(row.difference and row.difference.low is None for row in rows):
+    if told > 1:
+        notes.append(
+            f"{told} comparisons, each at {LEVEL:.0%}: the more there are, the likelier one is told apart by chance"
+        )
+    if any(one.seeds == 1 for one in differences):
         notes.append("differences of one seed have no interval")
+    if any(one.seeds > 1 and one.low is None for one in differences):
+        notes.append("differences that are the same in each seed have no interval: nothing tells how much is chance")
     if any(row.published is not None for row in rows):
         notes.append("published: on ImageNet at full scale, by the paper; another data set, so only directions compare")
-    devices = sorted({str(one["device"]) for one in results.values() if "device" in one})
+    devices = sorted({_device(one) for one in results.values() if one.get("device")})
     if len(devices) > 1:
         notes.append(f"trained on different devices: {', '.join(devices)}")
     for (name, seed), one in results.items():
         notes += [f"{run_name(name, seed)}: {line}" for line in one.get("notes", ())]
     return notes
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 6 else [*names[:5], f"{len(names) - 5} more"])
+
+
+def _device(run: Mapping[str, Any]) -> str:
+    return f"cpu ({run['cpu']})" if run["device"] == "cpu" and run.get("cpu") else str(run["device"])
+
+
+def _trained_on(runs: Sequence[Mapping[str, Any]]) -> str:
+    """On what the runs were trained, and by which libraries; the table may have been written elsewhere."""
+    done = [run for run in runs if run.get("top1") is not None]
+    devices = sorted({_device(run) for run in done if run.get("device")})
+    if any(not run.get("device") for run in done):
+        devices.append("a device that is not recorded")
+    versions: dict[str, dict[str, None]] = {}
+    for run in done:
+        for name, version in {**((run.get("deployed") or {}).get("versions") or {}), **run.get("versions", {})}.items():
+            versions.setdefault(name, {})[version] = None
+    libraries = ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
+    return f"Trained on {', '.join(devices)}{'; ' if libraries else ''}{libraries}." if done else ""
 
 
 def require_own(folder: Path, *, force: bool) -> None:
@@ -159,10 +208,10 @@ def as_markdown(document: Mapping[str, Any], rows: Sequence[TableRow]) -> str:
     lines += ["", *(f"- {line}" for line in document["verdicts"])]
     if failures := list_failures(rows):
         lines += ["", "Failed:", "", *(f"- {line}" for line in failures)]
-    environment = document["environment"]
     lines += ["", *(f"- note: {line}" for line in document["notes"])]
-    lines += ["", f"Repeat: `{document['command']}`", "", f"Measured on {environment['cpu']}, {environment['os']}; "
-              f"{', '.join(f'{name} {version}' for name, version in document['versions'].items())}."]  # fmt: skip
+    lines += ["", f"Repeat: `{document['repeat']}`"]
+    if trained := _trained_on(document["runs"]):
+        lines += ["", trained]
     return "\n".join(lines) + "\n"
 
 

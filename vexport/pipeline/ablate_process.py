@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,9 +28,11 @@ from typing import Any
 
 from vexport.errors import EXIT_INTERRUPTED, TrainingError, VexportError
 from vexport.pipeline.ablate_run import Job, Tell
+from vexport.workspace import mapped_os_errors
 
 Work = Callable[[Job, Tell], dict[str, Any]]
-OUTPUT = "output.txt"  # of a run, in its folder
+OUTPUT = "output.txt"  # of a run, in its folder: what all its tries said, each under a line that begins so
+HEADER = "=== vexport ablate: "
 TICK_S = 0.5
 STOP_S = 10.0  # until a run that was asked to stop is killed
 _NO_MEMORY = ("out of memory", "bad_alloc", "can't allocate memory", "cannot allocate memory", "not enough memory")
@@ -119,6 +122,9 @@ def do_runs(
 
 
 def _start(job: Job, work: Work) -> Running:
+    path = job.folder / OUTPUT
+    with mapped_os_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(f"{HEADER}{job.name}, {datetime.now(timezone.utc).isoformat(timespec='seconds')} ===\n")
     context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks, and CUDA refuses it
     pipe, theirs = context.Pipe()
     # No daemon: those may have no processes of their own, and reading images takes some.
@@ -165,7 +171,8 @@ def _hear(one: Running, told: tuple[Any, ...]) -> None:
 def _how_it_ended(one: Running) -> Failure:
     code = one.process.exitcode
     if code == EXIT_INTERRUPTED:
-        return Failure("failed", "stopped from outside; the same command goes on with it")
+        again = "the same command without --force" if one.job.anew else "the same command"
+        return Failure("failed", f"stopped from outside; {again} goes on with it")
     if code >= 0:
         return Failure("crashed", f"crashed: it ended with exit code {code}", _tail(one.job))
     named = {int(known): known.name for known in signal.Signals}.get(-code, "")
@@ -179,7 +186,8 @@ def _tail(job: Job, lines: int = 12) -> tuple[str, ...]:
         text = (job.folder / OUTPUT).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ()
-    return tuple(line[:300] for line in text.splitlines() if line.strip())[-lines:]
+    said = text.rpartition(HEADER)[2].splitlines()[1:]  # in this try
+    return tuple(line[:300] for line in said if line.strip())[-lines:]
 
 
 def _stop(running: Sequence[Running]) -> None:
@@ -254,7 +262,7 @@ def _stop_here(_number: int, _frame: object) -> None:
 
 def _redirect(path: Path) -> None:
     """Standard output and error, of native libraries too, into a file: the parent's are not theirs."""
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
         if stream is not None:
             stream.flush()

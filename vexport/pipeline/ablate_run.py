@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vexport.bench.environment import cpu_name
 from vexport.engine.timing import write_atomically
 from vexport.errors import VexportError
+from vexport.pipeline.ablate_kept import RECIPE, STREAMED, read_figures, write_figures
 from vexport.recipe import DigitsSection, Recipe, load_recipe
 from vexport.recipe.ablation import run_name
 from vexport.workspace import Workspace
@@ -19,9 +21,8 @@ if TYPE_CHECKING:
 
 # Told while a run goes on: ("epoch", epochs done, epochs in all, figures) or ("step", what is going on).
 Tell = Callable[[tuple[Any, ...]], None]
-RECIPE = "recipe.json"  # of a run, in its folder: what the files there were trained by
-# Data that only the training package reads.
-STREAMED = ("wds", "hfds")
+# How a training went, which a later call that finds it done cannot tell.
+OF_TRAINING = ("train_s", "resumed_from", "damaged", "device", "cpu", "threads")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def do_run(job: Job, tell: Tell) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     plan = load_recipe(job.base, job.settings)
     write_atomically(job.folder / RECIPE, (json.dumps(plan.to_json(), indent=2) + "\n").encode())
+    before = read_figures(job.folder, plan.name, job.recipe_hash) or {}
     notes: list[str] = []
 
     def on_epoch(epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
@@ -107,10 +109,18 @@ def do_run(job: Job, tell: Tell) -> dict[str, Any]:
         "damaged": list(trained.damaged),
         "versions": last.manifest.versions,
         "device": _device(plan),
+        "cpu": cpu_name(),
         "threads": job.threads,
         "notes": [line.removeprefix("note: ") for line in notes if line.startswith("note: ")],
         "deployed": None,
     }
+    if trained.up_to_date:
+        if not before:
+            found["notes"].append("was trained before: for how long and on which device is not recorded")
+        found |= {field: before.get(field) for field in OF_TRAINING}
+        found["notes"] = list(dict.fromkeys([*before.get("notes", ()), *found["notes"]]))
+    # Whatever becomes of the graph, and of this process.
+    write_figures(job.folder, {**found, "recipe_hash": job.recipe_hash, "folder": str(job.folder)})
     if job.export:
         try:
             found["deployed"] = _deploy(job, plan, last, tell)
@@ -139,6 +149,7 @@ def _deploy(job: Job, plan: Recipe, last: Checkpoint, tell: Tell) -> dict[str, A
         "graph_sha256": graph.sha256,
         "size_bytes": graph.manifest.size_bytes,
         "parameters": graph.facts.get("parameters"),
+        "versions": graph.manifest.versions,
         # Of the graph beside the deployed network, and of that beside the training form.
         "graph_max_rel": max((entry["max_rel"] for entry in graph.manifest.parity), default=None),
         "merge_max_rel": max((entry["stored_float32"]["error"] for entry in merge), default=None),

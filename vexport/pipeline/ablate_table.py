@@ -16,7 +16,8 @@ from vexport.deps import needs
 from vexport.recipe.ablation import AblationRecipe
 
 LEVEL = 0.95
-# (run, seed): figures as `do_run` gives them, or a failure's {"failure": {...}}.
+NO_SPREAD = 1e-9  # points: what is left of equal differences after rounding
+# (run, seed): figures as `do_run` gives them, a failure's {"failure": {...}}, or both where only the graph is missing.
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
 
 
@@ -26,7 +27,7 @@ class Difference:
 
     Args:
         value: Mean over the seeds that both have.
-        low: Lower end of the interval; None with one seed.
+        low: Lower end of the interval; None with one seed, and where all differences are the same.
         high: Upper end, likewise.
         seeds: How many both have.
     """
@@ -140,7 +141,8 @@ def make_rows(recipe: AblationRecipe, seeds: Sequence[int], results: Results) ->
 
 def _failure(result: Mapping[str, Any]) -> str | None:
     if "failure" in result:
-        return str(result["failure"]["text"])
+        text = str(result["failure"]["text"])
+        return f"not deployed: {text}" if "top1" in result else text
     error = (result.get("deployed") or {}).get("error")
     return f"not deployed: {error}" if error else None
 
@@ -166,7 +168,10 @@ def compare_seeds(own: Mapping[int, float], other: Mapping[int, float]) -> Diffe
     with needs("train"):
         from scipy import stats  # type: ignore[import-untyped]  # scikit-learn brings it
 
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * stdev(differences) / count**0.5
+    spread = stdev(differences)
+    if spread < NO_SPREAD:  # an interval without width would promise that there is no chance in it
+        return Difference(value, None, None, count)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread / count**0.5
     return Difference(value, value - half, value + half, count)
 
 
@@ -192,7 +197,8 @@ def _verdict(row: TableRow, reference: TableRow) -> str:
     points = f"{found.value:+.2f} points"
     paper = f"; published on ImageNet: {row.published_difference:+.2f}" if row.published_difference is not None else ""
     if found.low is None or found.high is None:
-        return f"{row.column}: {points} over {reference.column}{where}, one seed: chance is not ruled out{paper}"
+        seeds = "one seed" if found.seeds == 1 else f"the same in all {found.seeds} seeds, so without an interval"
+        return f"{row.column}: {points} over {reference.column}{where}, {seeds}: chance is not ruled out{paper}"
     interval = f"{found.low:+.2f} to {found.high:+.2f}, {found.seeds} seeds"
     if found.is_told_apart:
         word = "better" if found.value > 0 else "worse"

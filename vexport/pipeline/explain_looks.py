@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vexport.run.runner import Array
 
 BATCH = 8
-MEASURES = ("area_above_half", "effective_area", "masking_gain")
+MEASURES = ("area_above_half", "effective_area", "masking_gain", "centre_gain")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Look:
         is_right: Whether the answer is the true class; None where that is not known.
         area_above_half: Share of the image where the map is at least half its largest value; None without a map.
         effective_area: exp(entropy of the map) / number of pixels; None without a map.
-        drop: What hiding the map's place does to the answer; None without a map.
+        drop: What hiding the map's place does to the answer; None without a map, or where its shift lies over itself.
         picture: (H, W, 3), uint8: the image as the network sees it; None where nothing draws it.
     """
 
@@ -42,8 +42,13 @@ class Look:
 
     @property
     def masking_gain(self) -> float | None:
-        """How much more hiding the map's place costs than hiding as much elsewhere: above 0 where the map means it."""
-        return None if self.drop is None else self.drop.own - self.drop.turned
+        """How much more hiding the map's place costs than hiding the same part shifted by half the image."""
+        return None if self.drop is None else self.drop.gain
+
+    @property
+    def centre_gain(self) -> float | None:
+        """How much more hiding the map's place costs than hiding as much in the middle of the image."""
+        return None if self.drop is None else self.drop.centre_gain
 
     def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
         found = self.attention
@@ -56,8 +61,11 @@ class Look:
             "area_above_half": self.area_above_half,
             "effective_area": self.effective_area,
             "drop_masked": self.drop.own if self.drop else None,
-            "drop_masked_turned": self.drop.turned if self.drop else None,
+            "drop_masked_shifted": self.drop.shifted if self.drop else None,
+            "drop_masked_centre": self.drop.centre if self.drop else None,
+            "hidden_overlap": self.drop.overlap if self.drop else None,
             "masking_gain": self.masking_gain,
+            "centre_gain": self.centre_gain,
             "negative_share": found.negative_share,
         }
 

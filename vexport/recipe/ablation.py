@@ -19,12 +19,13 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from vexport.errors import InputError, RecipeError
 from vexport.recipe.checks import Finding, Location
-from vexport.recipe.load import find_recipe, load_as, load_recipe, recipe_hash
+from vexport.recipe.load import find_recipe, load_as, load_recipe, recipe_hash, recipes_folder
 from vexport.recipe.sections import Float, Int, Recipe, Section
 
 FOLDER = "ablation"
 # Each run has its own.
 OWN = {"name": "each run is named by its run and seed", "seed": "seeds are given by `seeds`, or with --seeds"}
+SOURCE = "data.source"  # --data
 RUN_FIELDS = ("row", "column", "set", "published")
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
@@ -123,6 +124,28 @@ class Ablation:
     def plan(self, run: str, seed: int) -> Recipe:
         """A run's training recipe."""
         return load_recipe(self.base, self.settings(run, seed))
+
+    def list_unreached(self) -> list[str]:
+        """For each field that the caller set, in words, the runs that set it themselves."""
+        lines = []
+        for field in dict.fromkeys(map(_field_of, self.overrides)):
+            runs = [name for name, run in self.recipe.runs.items() if field in _fields(run)]
+            if runs:
+                lines.append(f"--set {field} has no effect on {', '.join(runs)}: set there")
+        return lines
+
+    def repeat(self) -> list[str]:
+        """The words of a command that does all runs of this ablation, as what was set changes them."""
+        shipped = self.file.parent == recipes_folder() / FOLDER
+        words = ["vexport", "ablate", self.recipe.name if shipped else str(self.file)]
+        settings = {_field_of(text): text for text in self.overrides}  # the last of two counts
+        source = yaml.safe_load(settings.pop(SOURCE).partition("=")[2]) if SOURCE in settings else None
+        words += ["--data", str(source)] if source is not None else []
+        for text in settings.values():
+            words += ["--set", text]
+        if self.seeds != self.recipe.seeds:
+            words += ["--seeds", ",".join(map(str, self.seeds))]
+        return words
 
     @property
     def sha256(self) -> str:
@@ -233,9 +256,14 @@ def _check_settings(recipe: AblationRecipe) -> list[Finding]:
 
 def _without_effect(recipe: AblationRecipe, overrides: Sequence[str]) -> list[str]:
     """What the caller sets and every run sets anew."""
-    own = [{".".join(keys) for keys, _ in _flat(run.set)} for run in recipe.runs.values()]
+    own = [_fields(run) for run in recipe.runs.values()]
     fields = [field for field in map(_field_of, overrides) if all(field in fields for fields in own)]
     return [f"--set {field}: every run sets this itself: it is what they are compared by" for field in fields]
+
+
+def _fields(run: RunSection) -> set[str]:
+    """Dotted fields of the training recipe that a run sets."""
+    return {".".join(keys) for keys, _ in _flat(run.set)}
 
 
 def _check_runs(recipe: AblationRecipe, base: Path, overrides: Sequence[str], given: list[str]) -> Iterator[Finding]:

@@ -52,11 +52,6 @@ class Drop(NamedTuple):
         """How much more the map's part costs than the middle of the image."""
         return self.own - self.centre
 
-    @property
-    def turned(self) -> float:
-        """The former name of `shifted`."""
-        return self.shifted
-
 
 def masking_drops(network: nn.Module, images: Array, found: Sequence[Attention]) -> list[Drop | None]:
     """Hide a fifth of each image in the mean colour, where its map is largest; less where it shows less.
@@ -76,19 +71,20 @@ def masking_drops(network: nn.Module, images: Array, found: Sequence[Attention])
     drops: list[Drop | None] = [None] * len(found)
     if not kept:
         return drops
-    own = [parts[index] for index in kept]
+    hidden = [parts[index] for index in kept]
     labels = [found[index].label for index in kept]
-    whole, *hidden = (
+    whole, own, shifted, centre = (
         _probabilities(network, _hide(images[kept], part), labels)
         for part in (
-            [np.zeros_like(one) for one in own],
-            own,
-            [_shift(one) for one in own],
-            [_central(one) for one in own],
+            [np.zeros_like(one) for one in hidden],
+            hidden,
+            [_shift(one) for one in hidden],
+            [_central(one) for one in hidden],
         )
     )
-    for index, before, *after in zip(kept, whole, *hidden, strict=True):
-        drops[index] = Drop(*(float(before - one) for one in after), overlap=overlaps[index])
+    for place, index in enumerate(kept):
+        by_own, by_shifted, by_centre = (float(whole[place] - after[place]) for after in (own, shifted, centre))
+        drops[index] = Drop(by_own, by_shifted, by_centre, overlaps[index])
     return drops
 
 
