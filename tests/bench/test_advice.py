@@ -153,7 +153,8 @@ def test_int8_that_is_no_faster_is_said_and_never_picked() -> None:
     assert "INT8" not in said[0]
     open_question = option("ResNet-50", 30.9, 79.7, precision="INT8", spread=0.2)
     (*picks, not_told) = said_of(FIVE, FIFTY, open_question)
-    assert not_told.startswith("INT8 in onnxruntime cannot be told apart from floating point")
+    assert not_told.startswith("INT8 in onnxruntime is not shown to be faster than floating point, nor to be slower")
+    assert "no reason" not in not_told, "an open interval is no ground to dismiss it"
     assert "INT8" not in picks[0]
 
 
@@ -192,3 +193,37 @@ def test_nothing_is_said_of_one_network_or_of_failures() -> None:
 def test_without_accuracy_there_is_nothing_to_pick_by() -> None:
     said = said_of(option("a", 1, None), option("b", 2, None))
     assert said == ["On Example, batch 1, 224x224: no accuracy is known, so there is nothing to pick by."]
+
+
+def test_int8_that_did_not_run_is_neither_judged_nor_picked() -> None:
+    """A file with INT8 in it whose convolutions ran in floating point says nothing of INT8, slow or fast."""
+    for ms in (15, 33):
+        shallow = replace(option("ResNet-50", ms, 79.7, precision="INT8"), int8_share=0.0)
+        picks, why = said_of(FIVE, FIFTY, shallow)
+        assert "INT8" not in picks
+        assert why == (
+            "INT8 in onnxruntime is not judged where most of the arithmetic ran in floating point: of it in INT8 ran "
+            "ResNet-50 0%."
+        )
+    deep = replace(option("ResNet-50", 33, 79.7, precision="INT8"), int8_share=0.97)
+    assert "is slower than floating point" in said_of(FIVE, FIFTY, deep)[-1]
+
+
+def test_doubt_goes_along() -> None:
+    """What is marked unstable in its table is so in the advice."""
+    shaky, int8 = replace(NINE, unstable=True), option("ResNet-50", 33, 79.7, precision="INT8")
+    picks, instead, slower = said_of(shaky, FIFTY, replace(int8, unstable=True))
+    assert "VanillaNet-9 (onnxruntime CPU FP32, 79.87 %, 62 ms, unstable) take ResNet-50" in instead
+    assert slower.endswith(", unstable).")
+    assert "unstable" not in picks
+    assert not any("unstable" in line for line in said_of(NINE, FIFTY, int8))
+
+
+def test_what_to_take_instead_names_its_place_where_there_are_several() -> None:
+    eight = [vanilla("VanillaNet-9", 500, 79.87, batch=8), option("ResNet-50", 250, 79.8, batch=8)]
+    found = advise([NINE, FIFTY, *eight]).instead
+    assert [one.text.partition(" Instead")[0] for one in found] == [
+        "On Example, batch 1, 224x224:",
+        "On Example, batch 8, 224x224:",
+    ]
+    assert advise([NINE, FIFTY]).instead[0].text.startswith("Instead of")

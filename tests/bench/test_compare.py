@@ -131,6 +131,16 @@ def test_rows_are_matched_by_all_that_shapes_them() -> None:
         ({"environment": {"cpu": "Other"}}, "processor: Example before, Other now"),
         ({"environment": {"gpus": ["H200"]}}, "GPUs: none before, H200 now"),
         ({"settings": {"threads": 1}}, "threads: none before, 1 now"),
+        ({"environment": {"cpu_quota_cores": 1.5}}, "quota of cores: none before, 1.5 now"),
+        (
+            {"environment": {"variables": {"OMP_NUM_THREADS": "1"}}},
+            "environment variables: none before, OMP_NUM_THREADS=1 now",
+        ),
+        (
+            {"environment": {"variables": {"NVIDIA_TF32_OVERRIDE": "0"}}},
+            "environment variables: none before, NVIDIA_TF32_OVERRIDE=0 now",
+        ),
+        ({"recipe": {"tf32": False}}, "TF32 allowed: none before, False now"),
     ],
 )
 def test_another_machine_decides_nothing(changes: dict[str, Any], said: str) -> None:
@@ -140,6 +150,12 @@ def test_another_machine_decides_nothing(changes: dict[str, Any], said: str) -> 
     with pytest.raises(InputError, match="measured otherwise") as caught:
         compare_documents(old, new, bound=0.05)
     assert caught.value.details == (said,)
+
+
+def test_an_empty_table_is_as_good_as_none() -> None:
+    """Documents of other days tell no variables at all."""
+    new = document(row("nine", 10), environment={"variables": {}})
+    assert compare_documents(document(row("nine", 10)), new, bound=0.05).other_machine == ()
 
 
 def test_other_settings_and_versions_are_notes() -> None:
@@ -162,3 +178,81 @@ def test_a_second_file_of_one_name_is_told_and_not_dropped_in_silence() -> None:
     assert found.notes == (
         "nine (onnxruntime CPU FP32, batch 1) is there more than once in the new benchmark: its first row counts",
     )
+
+
+def runs(*factors: tuple[float, float], baseline: bool = True) -> list[dict[str, Any]]:
+    """Runs of two networks, one of them the baseline: each by (how slow the machine is, how slow `nine` is besides)."""
+    return [
+        document(
+            row("nine", 20 * machine * own),
+            *([row("resnet50", 10 * machine)] if baseline else []),
+            baseline="resnet50",
+        )
+        for machine, own in factors
+    ]
+
+
+def test_a_machine_that_slowed_between_two_runs_of_one_build_is_no_regression() -> None:
+    """The medians of both networks grew by 11 %, and their ratio did not."""
+    nine, fifty = (found := compare_documents(*runs((1, 1), (1.11, 1)), bound=0.05)).changes
+    found.require_passed()
+    assert nine.ratio is not None
+    assert nine.ratio.low > 1.05, "the medians alone would be a false alarm"
+    assert nine.by_baseline is not None
+    assert nine.by_baseline.value == pytest.approx(1, abs=1e-3)
+    assert nine.text.startswith("Nine, onnxruntime CPU FP32, batch 1: not told apart, ")
+    assert " beside Resnet50; its median +11.0 % (" in nine.text
+    assert (fifty.is_baseline, fifty.kind, fifty.regressed) == (True, "slower", False)
+    assert fifty.text.endswith("the baseline, which decides nothing")
+    assert fifty.by_baseline is None
+
+
+@pytest.mark.parametrize("machine", [0.9, 1.0, 1.11])
+def test_a_network_that_slowed_beside_its_baseline_is_a_regression(machine: float) -> None:
+    found = compare_documents(*runs((1, 1), (machine, 1.12)), bound=0.05)
+    (nine,) = found.regressed
+    assert nine.by_baseline is not None
+    assert nine.by_baseline.value == pytest.approx(1.12, rel=1e-3)
+    with pytest.raises(GateError, match="1 of 2 rows") as caught:
+        found.require_passed()
+    assert "+12.0 % (" in caught.value.details[0]
+    assert "decides nothing" in caught.value.hint
+
+
+def test_medians_decide_where_there_is_no_baseline() -> None:
+    old, new = runs((1, 1), (1.11, 1), baseline=False)
+    (nine,) = compare_documents(old, new, bound=0.05).changes
+    assert (nine.by_baseline, nine.regressed) == (None, True)
+    (nine, _) = compare_documents(old, *runs((1.11, 1)), bound=0.05).changes
+    assert (nine.by_baseline, nine.regressed) == (None, True), "it has to stand beside it in both runs"
+
+
+def test_a_baseline_of_another_group_is_none() -> None:
+    """Only what took turns cancels out."""
+    old, new = runs((1, 1), (1.11, 1))
+    for one in (old, new):
+        nine, fifty = one["groups"][0]["rows"]
+        one["groups"] = [{"rows": [nine]}, {"rows": [fifty]}]
+    assert compare_documents(old, new, bound=0.05).changes[0].by_baseline is None
+
+
+def test_unstable_figures_are_told() -> None:
+    old, new = runs((1, 1), (1, 1))
+    old["groups"][0]["rows"][1]["unstable"] = new["groups"][0]["rows"][0]["unstable"] = True
+    nine, fifty = compare_documents(old, new).changes
+    assert nine.text.endswith("; unstable: now, Resnet50 before")
+    assert fifty.unstable == ("before",)
+    assert nine.to_json()["unstable"] == ["now", "Resnet50 before"]
+
+
+def test_few_rounds_widen_the_change_beside_the_baseline() -> None:
+    old, new = runs((1, 1), (1.11, 1.2))
+    full = compare_documents(old, new).changes[0].by_baseline
+    for one in (old, new):
+        for found in one["groups"][0]["rows"]:
+            found["samples_ns"] = found["samples_ns"][::4]
+        one["groups"][0]["rows"][0]["samples_ns"][0] = [round(v * 0.98) for v in found["samples_ns"][0]] * 2
+    few = compare_documents(old, new).changes[0].by_baseline
+    assert full is not None
+    assert few is not None
+    assert few.high / few.low > full.high / full.low

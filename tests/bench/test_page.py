@@ -29,7 +29,7 @@ from vexport.bench.page.document import Document
 from vexport.bench.page.figures import make_figures
 from vexport.bench.page.html import render_html
 from vexport.bench.page.markdown import render_markdown
-from vexport.bench.page.tables import columns, write_csv
+from vexport.bench.page.tables import columns, layer_sums, worst_layers, write_csv
 from vexport.bench.page.words import digits
 from vexport.bench.report import times
 from vexport.errors import InputError, WorkspaceError
@@ -521,6 +521,82 @@ def test_what_was_not_measured_contradicts_nothing(document: Doc) -> None:
     assert "ResNet-50 was not measured: hung." in said.lines[1]
 
 
+def test_what_is_not_known_contradicts_nothing(document: Doc) -> None:
+    """In INT8 no accuracy is known and one interval holds 1; FP32 says no, and so does the headline."""
+    for row in document["groups"][1]["rows"]:
+        row["accuracy"] = None
+    subjects = [row for row in document["groups"][1]["rows"] if row["family"] == "VanillaNet" and row["ratio"]]
+    subjects[0]["ratio"] = ratio_of(1.04, 0.98, 1.1)
+    found = headline(validate(document))
+    assert found is not None
+    assert found.word == "No."
+    assert [line for line in found.lines if line.startswith("INT8: Accuracy is not known here")], found.lines
+    document["groups"] = document["groups"][1:]
+    alone = headline(validate(document))
+    assert alone is not None
+    assert alone.word == "No answer."
+
+
+def test_int8_that_did_not_run_gets_no_verdict(document: Doc) -> None:
+    """Neither in the answers nor in a table nor by a clock; the share stands in every form."""
+    document["groups"] = document["groups"][1:]
+    for row in document["groups"][0]["rows"]:
+        row["int8_share"] = 0.0 if row["network"] in ("resnet50", "swin_tiny") else 0.98
+    typed = validate(document)
+    group = typed.groups[0]
+    for answer in answers(typed, group)[:2]:
+        assert answer.kind == "unknown"
+        assert answer.text == f"No INT8 verdict: in INT8 ran 0% of {answer.rival.name}'s arithmetic."
+    said = group_verdicts(typed, group)
+    assert said[0] == "No INT8 verdicts beside ResNet-50: in INT8 ran 0% of ResNet-50's arithmetic."
+    assert not any("faster" in line or "slower" in line for line in said)
+    found = clocks(typed)
+    assert found is not None
+    assert found.measured == ()
+    text = markdown_of(document)
+    assert text.count("not judged: mostly floating point") == 5, "all rows but the baseline and the failed one"
+    assert "98% (of the arithmetic)" in text
+    assert {line["int8_share"] for line in csv_of(document)} == {"0.0", "0.98"}
+
+
+def test_a_network_that_did_not_run_in_int8_does_not_answer_for_the_others(document: Doc) -> None:
+    document["groups"] = document["groups"][1:]
+    at(document, 3)["int8_share"] = 0.3
+    typed = validate(document)
+    answer = answers(typed, typed.groups[0])[0]
+    assert answer.row is not None
+    assert answer.row.network == "vanillanet_13", "the next one of its accuracy"
+    assert answer.text.endswith(" Not judged: in INT8 ran 30% of VanillaNet-9's arithmetic.")
+    assert "No INT8 verdict on VanillaNet-9: in INT8 ran 30% of VanillaNet-9's arithmetic." in group_verdicts(
+        typed, typed.groups[0]
+    )
+    for row in document["groups"][0]["rows"]:
+        row["int8_share"] = 0.3 if row["family"] == "VanillaNet" else 1.0
+    typed = validate(document)
+    assert answers(typed, typed.groups[0])[0].kind == "unknown"
+
+
+def test_a_disturbed_profile_is_no_truth_about_layers(document: Doc) -> None:
+    """Times of layers that sum to another latency are withheld, with the reason; the others' sums are told."""
+    document["groups"] = document["groups"][:1]
+    for row in document["groups"][0]["rows"]:
+        row["roofline"]["profile"] = {"source": "invented", "sum_ms": 1.05 * row["median_ms"], "run_ms": None}
+    five = at(document, 1)
+    five["roofline"]["profile"]["sum_ms"] = 1.77 * five["median_ms"]
+    group = validate(document).groups[0]
+    assert "vanillanet_5" not in {row.network for row, _ in worst_layers(group)}
+    assert worst_layers(group)
+    sums = layer_sums(group)
+    assert len(sums) == 7
+    assert sums[1].startswith("VanillaNet-5: the profiled layers sum to ")
+    assert sums[1].endswith("They differ by 77%: the profile was disturbed, and its layers' times are not shown.")
+    assert not any("differ" in line for line in (sums[0], *sums[2:]))
+    assert all(line in unescape(re.sub("<[^>]*>", "", page_of(document))) for line in sums)
+    assert "the profiled layers sum to" in markdown_of(document)
+    five["roofline"]["profile"]["sum_ms"] = 0.5 * five["median_ms"]
+    assert "differ by 50%" in layer_sums(validate(document).groups[0])[1]
+
+
 def test_sentences_of_a_table_do_not_repeat_its_title(document: Doc) -> None:
     typed = validate(document)
     said = group_verdicts(typed, typed.groups[1])
@@ -777,3 +853,51 @@ def test_a_folder_that_is_a_file(document: Doc, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("x", encoding="utf-8")
     with pytest.raises(WorkspaceError, match="not a folder"):
         write_report(small(document), tmp_path / "taken")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("vexport bench quick --resume", "vexport bench quick"),
+        ("vexport bench --resume quick -o x.json", "vexport bench quick -o x.json"),
+        ("vexport bench 'my --resumed.yaml'", "vexport bench 'my --resumed.yaml'"),
+    ],
+)
+def test_to_repeat_is_not_to_resume(document: Doc, command: str, said: str) -> None:
+    document = small(document)
+    document["command"] = command
+    assert f"```sh\n{said}\n```" in markdown_of(document)
+    assert f"<code>{said}</code>" in unescape(page_of(document))
+
+
+def test_percentiles_of_too_few_calls_are_a_dash(document: Doc) -> None:
+    """By MLPerf's rule, which the method names; figures in full stay in the CSV."""
+    assert "MLPerf" not in markdown_of(document)
+    document = small(document)
+    told = {"count": 100, "estimate_ms": 40.0, "p99_estimate_ms": None}
+    document["groups"][0]["rows"][1]["single_stream"] = told
+    typed = validate(document)
+    shown = {column.heading: column for column in columns(typed, typed.groups[0])}
+    row = typed.groups[0].rows[1]
+    assert shown["p99, ms"].text(row) == "–"
+    assert shown["p90, ms"].text(row) == digits(row.p90_ms or 0)
+    assert shown["p99, ms"].text(typed.groups[0].rows[0]) != "–"
+    assert "from 64 calls on and from 662" in markdown_of(document)
+    assert csv_of(document)[1]["p99_ms"] != ""
+
+
+def test_a_crash_shows_its_last_lines(document: Doc) -> None:
+    row = document["groups"][1]["rows"][-1]
+    row["failure"] = {"kind": "crashed", "text": "signal 9", "stderr": ["<loading>", "out of memory"]}
+    assert "Swin-S ended with: <loading> / out of memory" in unescape(re.sub("<[^>]*>", "", page_of(document)))
+    assert "out of memory" in markdown_of(document)
+
+
+def test_what_the_host_did_stands_beside_gpu_time(document: Doc) -> None:
+    row = document["groups"][0]["rows"][0]
+    row["device_ms"] = {"median": 0.43, "p90": 0.5, "p99": 0.6, "waits_for_host": True}
+    row["run"]["parts_ns"] = {"device": [[430_000]], "enqueue": [[410_000, 400_000], [420_000]]}
+    typed = validate(document)
+    (column,) = [one for one in columns(typed, typed.groups[0]) if one.heading == "GPU time, ms"]
+    assert column.small(typed.groups[0].rows[0]) == "enqueue 0.4100, waits for the host"
+    assert column.small(typed.groups[0].rows[1]) == ""

@@ -119,10 +119,21 @@ def test_8_bits_have_their_own_peak_and_bytes() -> None:
 
 def test_fp32_may_be_multiplied_in_tf32() -> None:
     cost, device = count_fused(two_layers()), peaks(1e9, 1e12, tf32=8e9)
-    plain, fast = (make_roofline("n", cost, device, tf32=tf32) for tf32 in (False, True))
+    plain, fast = (make_roofline("n", cost, device, tf32=tf32) for tf32 in ("nowhere", "everywhere"))
     assert plain.compute_ms == pytest.approx(8 * fast.compute_ms)
     with pytest.raises(InputError, match="in tf32 was not measured"):
-        make_roofline("n", cost, peaks(), tf32=True)
+        make_roofline("n", cost, peaks(), tf32="everywhere")
+
+
+def test_tf32_of_convolutions_is_none_of_matrix_products() -> None:
+    """PyTorch's default on a GPU."""
+    cost, device = count_fused(resnet50()), peaks(1e9, 1e12, tf32=8e9)
+    found = make_roofline("n", cost, device, tf32="convolutions")
+    rates = {one.layer.operator: one.layer.flops / one.compute_ms * 1e3 for one in found.layers if one.layer.macs}
+    assert rates == {"Conv": pytest.approx(8e9), "Gemm": pytest.approx(1e9)}
+    found = make_roofline("n", cost, device, tf32="matrix products")
+    rates = {one.layer.operator: one.layer.flops / one.compute_ms * 1e3 for one in found.layers if one.layer.macs}
+    assert rates == {"Conv": pytest.approx(1e9), "Gemm": pytest.approx(8e9)}
 
 
 def roofline(measured_ms: float | None, layers: LayerTimes | None = None, **rates: float) -> NetworkRoofline:
@@ -274,6 +285,15 @@ def test_the_last_cache_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
     assert last_cache_bytes() == 36 * 2**20
     monkeypatch.setattr("vexport.bench.peak_work.CACHES", tmp_path / "nothing")
     assert last_cache_bytes() == 32 * 2**20
+
+
+def test_a_disturbed_loser_makes_the_peaks_doubtful() -> None:
+    """Another program may be why it lost."""
+    steady, shaken = Rate("one library", (1e9, 1e9)), Rate("another", (0.2e9, 0.9e9))
+    at_rest = PeakRates("a device", 2, {"fp32": steady}, steady)
+    assert at_rest.unsteady is None
+    disturbed = PeakRates("a device", 2, {"fp32": steady}, steady, (shaken,))
+    assert disturbed.unsteady == pytest.approx(0.7 / 0.55)
 
 
 @pytest.mark.gpu

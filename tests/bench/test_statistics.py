@@ -233,3 +233,13 @@ class TestSpikes:
 )
 def test_trends(values: list[float], steady: float) -> None:
     assert rank_correlation(values) == pytest.approx(steady, abs=0.001)
+
+
+def test_five_rounds_are_too_few_to_draw_from() -> None:
+    """Their whole range holds a median in 1 - 2 / 2**5 = 93.75 % of cases: Student's interval stands in, symmetric."""
+    five, six = median_interval([[100], [101], [102], [103], [120]]), median_interval([[100], [101]] * 2 + [[120]] * 2)
+    assert five is not None
+    assert six is not None
+    assert five.low * five.high == pytest.approx(five.value**2)
+    assert five.low < 100
+    assert (six.low, six.high) == (100, 120), "of rounds that were drawn"

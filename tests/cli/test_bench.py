@@ -111,7 +111,7 @@ def test_not_slower_exits_with_0(invoke: Invoke, measured: Path) -> None:
     same = slowed(measured, 1.0)
     result = invoke("bench", measured, "--compare", same, "--max-regression", "5%")
     assert result.exit_code == 0, result.output
-    assert "no row is more than 5.0% slower beyond doubt" in result.stdout
+    assert "no row is more than 5.0% slower by the whole of its interval" in result.stdout
     shown = invoke("bench", measured, "--compare", slowed(measured, 0.5))
     assert shown.exit_code == 0, "without a bound nothing is asked"
     assert "slower, +" in shown.stdout
@@ -123,6 +123,23 @@ def test_the_earlier_result_may_be_the_one_that_is_replaced(
     result = invoke("bench", recipe, graph, "--compare", measured)
     assert result.exit_code == 0, result.output
     assert "Now against before:" in result.stdout
+
+
+def test_a_gate_never_replaces_what_it_compares_with(invoke: Invoke, graph: Path, recipe: Path, measured: Path) -> None:
+    """Refused before anything is measured, by whatever path it is named."""
+    before = measured.read_bytes()
+    for old in (measured, measured.resolve()):
+        result = invoke("bench", recipe, graph, "--compare", old, "--max-regression", "5%")
+        assert result.exit_code == 1, result.output
+        assert "which it compares with" in result.stderr
+        assert "hint: give --output, or keep the earlier result elsewhere" in result.stderr
+        assert "1 cell in 1 group" not in result.stderr, "nothing was planned"
+    bare = invoke("bench", graph, "--compare", measured, "--max-regression", "5%", "--output", measured)
+    assert "which it compares with" in bare.stderr
+    assert measured.read_bytes() == before
+    result = invoke("bench", recipe, graph, "--compare", measured, "--max-regression", "900%", "--output", "now.json")
+    assert result.exit_code == 0, result.output
+    assert measured.read_bytes() == before
 
 
 def test_another_machine_is_no_ground_for_a_gate(invoke: Invoke, measured: Path) -> None:

@@ -89,3 +89,17 @@ def test_conclusions_over_groups_are_part_of_it() -> None:
     assert made["groups"][0]["rows"][0]["accuracy"]["source"] == "published"
     assert made["groups"][1]["rows"][0]["accuracy"] is None, "INT8 has none that is published"
     assert any("INT8 in onnxruntime is slower than floating point" in line for line in made["advice"])
+
+
+def test_a_row_says_where_its_accuracy_was_measured_with_another_backend() -> None:
+    ort = result("vanillanet_9", "onnxruntime", "fp32", 20)
+    half = result("vanillanet_9", "pytorch-fp16", "fp32", 20)
+    assert ort.cell.made is not None
+    measured = {"top1_percent": 70.0, "source": "measured", "images": 9, "data": "x", "backend": "onnxruntime here"}
+    made = document([ort], [half], accuracies={ort.cell.made.sha256: measured})
+    same, other = (group["rows"][0] for group in made["groups"])
+    assert same["accuracy"]["top1_percent"] == other["accuracy"]["top1_percent"] == 70
+    assert same["notes"] == ["a note"]
+    assert other["notes"][1:] == [
+        "accuracy of the same file measured with onnxruntime here, not with pytorch-fp16 here"
+    ]

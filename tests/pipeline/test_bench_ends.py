@@ -118,7 +118,7 @@ def test_ctrl_c_while_accuracy_or_peaks_are_measured(
         patch.setattr(bench_session, "measure_accuracies", accuracies)
         patch.setattr(bench_session, "measure_rooflines", interrupt)
         told = ends_with_ctrl_c(out, roofline=True, data=str(images))
-    document = read(out)
+    document = read(out, partial=True)
     validate(document)
     nine, fifty = document["groups"][0]["rows"]
     assert document["complete"] is False
@@ -126,6 +126,26 @@ def test_ctrl_c_while_accuracy_or_peaks_are_measured(
     assert (nine["accuracy"]["top1_percent"], fifty["accuracy"]) == (50.0, None)
     assert told[-1].endswith("go on with: vexport bench x.yaml --resume")
     assert len(groups_of(out)) == 1
+    assert made
+
+
+def test_an_interrupted_run_leaves_the_complete_document_of_an_earlier_one(
+    out: Workspace, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What there is stands beside it, until a run is complete."""
+    measure_recipe(recipe(networks=("vanillanet_9",)), workspace=out)
+    target = out.root / "bench" / "tiny" / "bench.json"
+    before, partial = target.read_bytes(), target.with_name("bench.partial.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(bench_session, "measure_rooflines", interrupt)
+        told = ends_with_ctrl_c(out, networks=("vanillanet_9",), roofline=True)
+    assert target.read_bytes() == before
+    assert read(out, partial=True)["complete"] is False
+    assert f"interrupted: 1 of 1 group are in {partial}; go on with" in told[-1]
+    measure_recipe(recipe(networks=("vanillanet_9",)), workspace=out, resume=True)
+    assert read(out)["complete"]
+    assert target.read_bytes() != before
+    assert sorted(path.name for path in target.parent.iterdir()) == ["bench.json", "bench.json.json"]
     assert made
 
 
@@ -236,7 +256,7 @@ def test_a_gpu_that_goes_away_costs_what_needs_it(
     assert measured == [ORDER[0], ORDER[1], ORDER[3]], "the other group on the GPU is not tried"
     assert caught.value.hint == "when `nvidia-smi` lists it again, go on with: vexport bench g.yaml --resume"
     assert caught.value.details[0].startswith("2 of 4 groups are in ")
-    document = read(out)
+    document = read(out, partial=True)
     validate(document)
     assert document["complete"] is False
     errors = [group["rows"][0]["error"] for group in document["groups"]]

@@ -16,10 +16,11 @@ from vexport.bench.clock import Samples
 from vexport.bench.layer_times import KernelTime, LayerTimes
 from vexport.bench.peak import PeakRates, Rate
 from vexport.errors import EngineError
-from vexport.pipeline import bench_roofline
+from vexport.pipeline import bench_roofline, bench_run
 from vexport.pipeline.bench import load_recipe
 from vexport.pipeline.bench_artifacts import Artifacts, Made
 from vexport.pipeline.bench_document import Found, make_document
+from vexport.pipeline.bench_files import group_cells
 from vexport.pipeline.bench_matrix import Cell, plan_groups, split_large
 from vexport.pipeline.bench_roofline import Rooflines, measure_rooflines
 from vexport.pipeline.bench_run import Result, noted
@@ -33,7 +34,7 @@ TF32_CONVOLUTIONS = {"runner": {"tf32": {"convolutions": True, "matmuls": False}
 def result(backend: str, precision: str, made: Made, *, device_ms: float | None = None, **facts: Any) -> Result:
     cell = Cell(
         "vanillanet_9", backend, precision, 1, (3, 32, 32), made,
-        OpenArtifact(made.path, backend, 1, (3, 32, 32)), model="vanillanet_9",
+        OpenArtifact(made.path, backend, 1, (3, 32, 32)), model="vanillanet_9", is_published=True,
     )  # fmt: skip
     parts = {} if device_ms is None else {"device": ((int(device_ms * MS),) * 3,) * 5}
     return Result(cell, Samples(cell.name, ((2 * MS,) * 3,) * 5, parts_ns=parts), {"backend": backend, **facts})
@@ -90,7 +91,7 @@ def test_an_engine_is_held_against_its_gpu_layer_by_layer(engine: Made, asked: l
         ("tiny.engine", 1, ["conv1", "conv2", "flatten", "pool", "relu"], "tiny.onnx", False),
         ("cuda", ("fp32", "tf32"), None),
     ]
-    roofline = found.by_cell[(*one.cell.group, one.cell.name)]
+    roofline = found.by_cell[one.cell.key]
     assert roofline.measured_ms == 0.5, "the GPU's own time: copies and launches are no part of the bound"
     assert [(layer.layer.name, layer.time_ms) for layer in roofline.layers] == [("conv1", 0.2), ("pool", 0.05)]
     # The engine was built with TF32.
@@ -102,6 +103,48 @@ def test_an_engine_is_held_against_its_gpu_layer_by_layer(engine: Made, asked: l
     row = json.loads(json.dumps(document))["groups"][0]["rows"][0]
     assert row["roofline"]["profile"]["source"] == "tensorrt-rtx 1.7"
     assert row["roofline"]["efficiency"] == pytest.approx(roofline.bound_ms / 0.5)
+
+
+def test_a_baseline_in_several_parts_of_a_group_is_profiled_once_and_keeps_its_own_times(
+    engine: Made, asked: list[Any]
+) -> None:
+    cells = [result("tensorrt", "fp32", engine).cell]
+    cells += [replace(cells[0], network=name, made=replace(engine, sha256=name * 64)) for name in "abc"]
+    parts = split_large(cells, 2, "vanillanet_9")
+    assert [[cell.part for cell in part] for part in parts] == [[(1, 3)] * 2, [(2, 3)] * 2, [(3, 3)] * 2]
+    assert [cell.part for cell in split_large(cells, 4, "vanillanet_9")[0]] == [(1, 1)] * 4
+    baselines = [
+        replace(result("tensorrt", "fp32", engine, device_ms=0.5 + which), cell=part[-1])
+        for which, part in enumerate(parts)
+    ]
+    found, _ = hold(baselines)
+    assert [entry[0] for entry in asked if len(entry) == 5] == ["tiny.engine"]
+    document, _ = make_document(
+        Found([[one] for one in baselines], {"gpus": ["Example GPU"]}, {}, "x", rooflines=found.by_cell)
+    )
+    assert [group["rows"][0]["roofline"]["measured_ms"] for group in document["groups"]] == [0.5, 1.5, 2.5]
+    assert [group["part"] for group in document["groups"]] == [[1, 3], [2, 3], [3, 3]]
+
+
+def test_fp32_engines_with_tf32_and_without_are_of_two_groups(engine: Made) -> None:
+    loose, strict = (result("tensorrt", "fp32", replace(engine, tf32=tf32)) for tf32 in (True, False))
+    baseline = replace(loose.cell, network="resnet50", made=None, tf32=True)
+    groups = group_cells([loose.cell, strict.cell, baseline])
+    assert groups == [[loose.cell, baseline], [strict.cell]], "what is still to be built stands where it will belong"
+    half = [result("tensorrt", "fp16", replace(engine, tf32=tf32)).cell for tf32 in (True, False)]
+    assert group_cells(half) == [half]
+    document, _ = make_document(Found([[loose], [strict]], {"gpus": ["Example GPU"]}, {}, "x"))
+    assert [group["backend"] for group in document["groups"]] == ["tensorrt with TF32", "tensorrt without TF32"]
+    document, _ = make_document(Found([[strict]], {"gpus": ["Example GPU"]}, {}, "x"))
+    assert [group["backend"] for group in document["groups"]] == ["tensorrt"]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_planned_engines_are_grouped_by_the_tf32_of_the_recipe(allowed: bool) -> None:
+    recipe = load_recipe("paper_a100", [f"tf32={str(allowed).lower()}"])
+    found = {(group[0].backend, group[0].precision): group[0].group[-1] for group in plan_groups(recipe)}
+    assert found["tensorrt", "fp32"] is allowed
+    assert found["tensorrt", "fp16"] is None
 
 
 def test_a_strict_engine_is_held_against_fp32(engine: Made, asked: list[Any]) -> None:
@@ -119,12 +162,26 @@ def test_others_are_held_against_the_bound_of_the_same_network(engine: Made, ask
     half = result("pytorch-fp16", "fp16", checkpoint, device_ms=1.0)
     found, told = hold([eager, ort, half, result("tensorrt", "fp32", engine)])
     assert told == []
-    of_eager, of_ort = (found.by_cell[(*one.cell.group, one.cell.name)] for one in (eager, ort))
+    of_eager, of_ort = (found.by_cell[one.cell.key] for one in (eager, ort))
     assert of_eager.bound_ms == of_ort.bound_ms > 0
     assert (of_eager.measured_ms, of_ort.measured_ms) == (1.5, 2)
     assert (of_eager.to_json()["layers"], of_eager.times) == ([], None), "the engine's cell has the layers"
-    assert (*half.cell.group, half.cell.name) not in found.by_cell, "no cell has its graph in FP16"
+    assert half.cell.key not in found.by_cell, "no cell has its graph in FP16"
     assert sum(len(entry) == 3 for entry in asked) == 1, "peaks are measured once"
+
+
+@pytest.mark.parametrize(("counted", "borrows"), [({}, False), ({"parameters": 7}, False), ({"parameters": 8}, True)])
+def test_a_network_of_the_same_name_and_another_size_lends_no_bound(
+    counted: dict[str, int], borrows: bool, asked: list[Any], graph: Path
+) -> None:
+    ort = result("onnxruntime-cuda", "fp32", Made(graph, "tiny.onnx", "f" * 64, 1, "random"))
+    eager = result("pytorch-cuda", "fp32", Made(Path("x.safetensors"), "x", "c" * 64, 1, "random"), **TF32_CONVOLUTIONS)
+    eager = replace(eager, cell=replace(eager.cell, is_published=False, counted=counted))
+    ort = replace(ort, cell=replace(ort.cell, counted={"parameters": 8}))
+    found, told = hold([eager, ort])
+    assert (eager.cell.key in found.by_cell) is borrows
+    assert told == []
+    assert len(asked) == 1
 
 
 def test_cells_of_both_devices_have_their_own_peaks(engine: Made, asked: list[Any], graph: Path) -> None:
@@ -298,3 +355,14 @@ def test_the_published_table_is_rebuilt_in_full() -> None:
     # What the paper compares stands in one group.
     first = split_large(plan_groups(table)[0], table.max_open, "resnet50")[0]
     assert {cell.network for cell in first} == {*VARIANTS, "swin_tiny", "swin_small", "resnet50"}
+
+
+@pytest.mark.parametrize(("ready", "reserved", "holds"), [(False, 0, 0), (True, 0, 0), (True, 1 << 20, 1)])
+def test_only_a_process_with_memory_on_the_gpu_is_one_of_those_that_use_it(
+    ready: bool, reserved: int, holds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: ready)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved)
+    assert bench_run._holds_gpu() == holds

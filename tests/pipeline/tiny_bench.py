@@ -60,8 +60,9 @@ def recipe(**changes: Any) -> BenchRecipe:
     return BenchRecipe(**{**plain, "roofline": False, **changes})
 
 
-def read(out: Workspace, name: str = "tiny") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out.root / "bench" / name / "bench.json").read_text())
+def read(out: Workspace, name: str = "tiny", *, partial: bool = False) -> dict[str, Any]:
+    file = out.root / "bench" / name / ("bench.partial.json" if partial else "bench.json")
+    found: dict[str, Any] = json.loads(file.read_text())
     return found
 
 

@@ -10,7 +10,7 @@ as equal says `vexport.bench.accuracy`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vexport.bench.accuracy import Top1, is_as_accurate, pareto_front
@@ -20,9 +20,10 @@ from vexport.bench.statistics import Ratio
 
 FLOATING = ("FP32", "FP16", "BF16")
 SUBJECT = "VanillaNet"
+LEAST_INT8 = 0.5  # of the arithmetic: below, a row of an INT8 file says nothing of INT8
 _INT8_WORDS = (
     "is slower than floating point, so there is no reason for it",
-    "cannot be told apart from floating point, so there is no reason for it",
+    "is not shown to be faster than floating point, nor to be slower",
     "is faster, but its accuracy is not known, so it is not picked (trained weights and --data DIR tell it)",
 )
 
@@ -45,6 +46,8 @@ class Option:
         group: Options of one group took turns with each other.
         accuracy: None where it is not known.
         published: Whether that is a published one.
+        unstable: Whether its figures are marked so.
+        int8_share: Share of its multiply-accumulates that ran in INT8; None where it is no INT8 row or not told.
     """
 
     network: str
@@ -60,6 +63,8 @@ class Option:
     group: int
     accuracy: Top1 | None = None
     published: bool = False
+    unstable: bool = False
+    int8_share: float | None = None
 
     @property
     def usable(self) -> bool:
@@ -83,7 +88,13 @@ class Option:
     def named(self) -> str:
         source = " published" if self.published else ""
         top1 = f", {self.accuracy.percent:.2f} %{source}" if self.accuracy is not None else ""
-        return f"{self.title} ({self.how}{top1}, {_ms(self.median_ms)})"
+        doubt = ", unstable" if self.unstable else ""
+        return f"{self.title} ({self.how}{top1}, {_ms(self.median_ms)}{doubt})"
+
+
+def mostly_float(int8_share: float | None) -> bool:
+    """Whether a row of an INT8 file ran in floating point for the most part; a share that is not told is believed."""
+    return int8_share is not None and int8_share < LEAST_INT8
 
 
 @dataclass(frozen=True)
@@ -167,6 +178,8 @@ def _option(index: int, group: Mapping[str, Any], row: Mapping[str, Any]) -> Opt
         group=index,
         accuracy=Top1(accuracy["top1_percent"], accuracy.get("images")) if accuracy else None,
         published=accuracy is not None and accuracy["source"] == "published",
+        unstable=bool(row.get("unstable")),
+        int8_share=row.get("int8_share"),
     )
 
 
@@ -183,13 +196,18 @@ def advise(options: Sequence[Option]) -> Advice:
     for place in places:
         here = [(index, option) for index, option in usable if option.place == place]
         int8 = [(option, *beside[index]) for index, option in here if index in beside]
-        kept = [option for index, option in here if index not in beside or beside[index][1].high < 1]
-        picks, beaten = _picks(kept), _instead(kept)
-        lines = [*(one.text for one in beaten), *_int8(int8)]
+        kept = [
+            option
+            for index, option in here
+            if not mostly_float(option.int8_share) and (index not in beside or beside[index][1].high < 1)
+        ]
+        picks, beaten, int8_lines = _picks(kept), _instead(kept), _int8(int8)
         _, first = here[0]
         on = f"On {first.device}, batch {first.batch}, {'x'.join(str(side) for side in first.input_size[1:])}: "
         # One place is named once, several with every sentence.
-        said += [on + line for line in picks] + [line if len(places) == 1 and picks else on + line for line in lines]
+        rest = "" if len(places) == 1 and picks else on
+        beaten = [replace(one, text=rest + one.text) for one in beaten]
+        said += [*(on + line for line in picks), *(one.text for one in beaten), *(rest + line for line in int8_lines)]
         instead += beaten
     return Advice(tuple(said), tuple(instead), beside)
 
@@ -245,11 +263,21 @@ def _int8(found: Sequence[tuple[Option, Option, Ratio]]) -> list[str]:
     said = []
     for backend in dict.fromkeys(option.backend for option, _, _ in found):
         parts: dict[str, list[str]] = {words: [] for words in _INT8_WORDS}
+        mine = [option for option, _, _ in found if option.backend == backend and mostly_float(option.int8_share)]
+        shares = ", ".join(f"{option.title} {option.int8_share:.0%}" for option in mine)
+        if mine:
+            said.append(
+                f"INT8 in {backend} is not judged where most of the arithmetic ran in floating point: of it in "
+                f"INT8 ran {shares}."
+            )
         for option, other, by in found:
+            if mostly_float(option.int8_share):
+                continue
             words = _INT8_WORDS[0 if by.low > 1 else 1 if by.high >= 1 else 2]
             if option.backend == backend and (by.high >= 1 or option.accuracy is None):
                 parts[words].append(
-                    f"{option.title} {times(by.value)} the time of {other.precision} ({times_span(by)})"
+                    f"{option.title} {times(by.value)} the time of {other.precision} "
+                    f"({times_span(by)}{', unstable' if option.unstable or other.unstable else ''})"
                 )
         said += [f"INT8 in {backend} {words}: {'; '.join(named)}." for words, named in parts.items() if named]
     return said

@@ -104,8 +104,11 @@ class PeakRates:
 
     @property
     def unsteady(self) -> float | None:
-        """The largest spread where that deserves doubt; None where the device was at rest."""
-        worst = max(rate.spread for rate in (*self.operations.values(), self.bandwidth))
+        """The largest spread where that deserves doubt; None where the device was at rest.
+
+        Of the slower libraries too: what disturbed one may have made it lose.
+        """
+        worst = max(rate.spread for rate in (*self.operations.values(), self.bandwidth, *self.slower))
         return worst if worst > UNSTEADY else None
 
     def ridge(self, precision: str) -> float:

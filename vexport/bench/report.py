@@ -81,7 +81,7 @@ class Row(Case):
         p90_ms: 90 per cent of the calls do not exceed it.
         p99_ms: Likewise.
         cv: Coefficient of variation.
-        images_per_s: Batch by median latency.
+        images_per_s: Batch by mean latency, as throughput has to live with every slow call.
         ratio: Median by ResNet-50's of the same input size, backend, precision and batch; None where there is none.
         unstable: Whether the figures deserve doubt.
         unstable_because: Why, in words.
@@ -121,11 +121,6 @@ class BenchReport:
     samples: tuple[Samples, ...]
     environment: Mapping[str, Any]
     settings: Mapping[str, Any]
-
-    def groups(self) -> dict[tuple[int, int, int], tuple[Row, ...]]:
-        """Rows by input size, in the order of first appearance."""
-        sizes = dict.fromkeys(row.input_size for row in self.rows)
-        return {size: tuple(row for row in self.rows if row.input_size == size) for size in sizes}
 
 
 def make_report(
@@ -188,14 +183,14 @@ def _run_facts(samples: Samples) -> dict[str, Any]:
 
 
 def _row(case: Case, samples: Samples, baseline: Samples | None) -> Row:
-    median_ms = samples.median_ms
+    mean_ms = samples.mean_ms
     return Row(
         **asdict(case),
-        median_ms=median_ms,
+        median_ms=samples.median_ms,
         p90_ms=samples.p90_ms,
         p99_ms=samples.p99_ms,
         cv=samples.cv,
-        images_per_s=1000 * case.batch / median_ms if median_ms > 0 else math.nan,
+        images_per_s=1000 * case.batch / mean_ms if mean_ms > 0 else math.nan,
         ratio=ratio(samples, baseline) if baseline is not None else None,
         unstable=samples.unstable,
         unstable_because=samples.unstable_because,

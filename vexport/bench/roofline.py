@@ -25,6 +25,7 @@ from vexport.bench.peak import PeakRates
 from vexport.graph.fused import FusedLayer, GraphCost
 
 Binding = Literal["compute", "memory"]
+Tf32 = Literal["everywhere", "convolutions", "matrix products", "nowhere"]
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def make_roofline(
     *,
     measured_ms: float | None = None,
     times: LayerTimes | None = None,
-    tf32: bool = False,
+    tf32: Tf32 = "nowhere",
 ) -> NetworkRoofline:
     """Hold a network against its device.
 
@@ -195,7 +196,7 @@ def make_roofline(
         peaks: From `measure_peaks`, in `cost.precisions`, with the threads that were measured.
         measured_ms: Median latency.
         times: From a profiler.
-        tf32: Whether FP32 layers multiply in TF32: engines built so, and PyTorch's convolutions on a GPU by default.
+        tf32: Which FP32 layers multiply in TF32: all of engines built so, PyTorch's convolutions on a GPU by default.
 
     Raises:
         InputError: a precision of the network is not among the peaks.
@@ -204,9 +205,7 @@ def make_roofline(
     bandwidth = peaks.bandwidth.per_s
 
     def hold(layer: FusedLayer) -> LayerRoofline:
-        rate = (
-            peaks.rate("tf32" if tf32 and layer.precision == "fp32" else layer.precision).per_s if layer.macs else 0.0
-        )
+        rate = peaks.rate(multiplies_in(layer, tf32)).per_s if layer.macs else 0.0
         return LayerRoofline(
             layer,
             compute_ms=layer.flops / rate * 1e3 if rate else 0.0,
@@ -217,6 +216,17 @@ def make_roofline(
 
     layers = tuple(hold(layer) for layer in cost.layers)
     return NetworkRoofline(network, cost, peaks, layers, measured_ms, times)
+
+
+def multiplies_in(layer: FusedLayer, tf32: Tf32) -> str:
+    """The precision whose peak a layer is held against.
+
+    Args:
+        layer: One that multiplies.
+        tf32: As for `make_roofline`.
+    """
+    kind = "convolutions" if "Conv" in layer.operator else "matrix products"
+    return "tf32" if layer.precision == "fp32" and tf32 in ("everywhere", kind) else layer.precision
 
 
 def _by_layer(layers: Sequence[FusedLayer], times: LayerTimes | None) -> dict[str, float]:

@@ -6,6 +6,7 @@ the machine for a while slows them all, even where no two share a process.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from vexport.bench.samples import Samples
+
+# Threads of ONNX Runtime spin for about 40 ms after a call before they sleep, on cores that the next member needs.
+REST_S = 0.05
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,7 +60,15 @@ class Member(Protocol):
     def samples(self) -> Samples: ...
 
 
-def take_turns(members: Sequence[Member], *, rounds: int, seed: int = 0, progress: Progress | None = None) -> Run:
+def take_turns(
+    members: Sequence[Member],
+    *,
+    rounds: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+    rest_s: float = 0.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Run:
     """Warm up and take samples in turns.
 
     Args:
@@ -64,6 +76,8 @@ def take_turns(members: Sequence[Member], *, rounds: int, seed: int = 0, progres
         rounds: Turns of each.
         seed: Of the order within rounds.
         progress: Told the member, the turns done by all and the turns in all, before each turn and at the end.
+        rest_s: Pause before each turn where there are several members: the threads of the one before come to rest.
+        sleep: Makes the pause.
 
     Returns:
         Samples by name, the order of turns, and that all were taken.
@@ -91,6 +105,8 @@ def take_turns(members: Sequence[Member], *, rounds: int, seed: int = 0, progres
                 member = members[index]
                 tell(member.name, done, total)
                 if member.error is None:
+                    if rest_s and len(members) > 1:
+                        sleep(rest_s)
                     order[-1].append(member.name)
                     member.take_turn()
         if members:

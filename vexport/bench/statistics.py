@@ -1,8 +1,8 @@
 """Figures of samples that come in rounds: arrays in, numbers out.
 
 Calls of one round share the machine's state of that moment: they are no independent samples, rounds nearly are. So the
-bootstrap draws whole rounds (a block bootstrap). Fewer than five rounds have too few draws for that: the greatest of
-three is below a median in one case of eight. Their interval is Student's, of the logarithms of the rounds' figures.
+bootstrap draws whole rounds (a block bootstrap). Fewer than six rounds have too few draws for that: a median lies
+outside of the range of five in one case of sixteen. Their interval is Student's, of the logarithms of their figures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 REPEATS = 1000
 LEVEL = 0.95
 BLOCKS_OF_ONE_ROUND = 20
-LEAST_BLOCKS = 5  # to draw from
+LEAST_BLOCKS = 6  # to draw from: the range of five holds a median in 93.75 % of cases, less than an interval promises
 
 # A spike is over both: a share above its round's median, and this many robust standard deviations above it. The first
 # alone would mark the ordinary spread of a noisy candidate, the second alone the steps of the clock in a quiet one.
@@ -133,6 +133,44 @@ def unpaired_ratio(top: Rounds, bottom: Rounds, *, seed: int = 0, level: float =
     if (bottoms <= 0).any():
         return None
     return _as_ratio(_interval(values[0] / values[1], tops / bottoms, min(len(above), len(below)), level))
+
+
+def paired_change(top: Rounds, bottom: Rounds, old_top: Rounds, old_bottom: Rounds, *, seed: int = 0) -> Ratio | None:
+    """How a ratio of two candidates changed between two runs: `paired_ratio` now by that of before.
+
+    In each run the two took turns, so what slowed a whole run cancels out. Each run's rounds are drawn for themselves.
+
+    Args:
+        top: Numerator of now, round by round.
+        bottom: Denominator of now, of the same rounds.
+        old_top: Numerator of before.
+        old_bottom: Denominator of before.
+        seed: Of the draws.
+
+    Returns:
+        The change with its interval; None where it is not defined.
+    """
+    now, old = _round_ratios(top, bottom), _round_ratios(old_top, old_bottom)
+    if now is None or old is None:
+        return None
+    value = float(np.median(now) / np.median(old))
+    least = min(len(now), len(old))
+    if least < LEAST_BLOCKS:
+        return _as_ratio(_of_few(value, [now, old], LEVEL))
+    rng = np.random.default_rng(seed)
+    above, below = (np.median(side[rng.integers(len(side), size=(REPEATS, len(side)))], axis=1) for side in (now, old))
+    return _as_ratio(_interval(value, above / below, least, LEVEL))
+
+
+def _round_ratios(top: Rounds, bottom: Rounds) -> Floats | None:
+    """Ratios of the rounds' medians, or of consecutive parts of a single round; None where one is not defined."""
+    pairs = [(one, other) for one, other in zip(top, bottom, strict=False) if len(one) and len(other)]
+    sides = [_blocks(side) for side in zip(*pairs, strict=True)]
+    if not sides:
+        return None
+    count = min(len(side) for side in sides)
+    above, below = (_medians(side[:count]) for side in sides)
+    return above / below if (above > 0).all() and (below > 0).all() else None
 
 
 def resampled_medians(blocks: Sequence[npt.NDArray[np.int64]], picked: npt.NDArray[np.int64]) -> Floats:

@@ -36,8 +36,8 @@ def bench(
         typer.Argument(
             metavar="[RECIPE|ARTIFACT]...",
             help="A recipe (quick, paper_cpu, paper_a100, paper_gpu, throughput_gpu, or a .yaml file); graphs, engines "
-            "or checkpoints; or a bench.json that is there already. Otherwise the workspace's FP32 graphs and the engines "
-            "that run here.",
+            "or checkpoints; or a bench.json that is there already. Otherwise the workspace's FP32 graphs and the "
+            "engines that run here.",
             show_default=False,
         ),
     ] = None,
@@ -86,7 +86,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="SHARE",
-            help="With --compare: exit 3 where a row is slower by more than this, as 5%, beyond doubt.",
+            help="With --compare: exit 3 where a row is slower by more than this, as 5%, with its whole interval.",
             show_default=False,
         ),
     ] = None,
@@ -107,6 +107,7 @@ def bench(
         raise InputError("--max-regression goes with --compare", hint="name the earlier bench.json with --compare")
     bound = read_share(max_regression) if max_regression is not None else None
     old = read_document(compare) if compare is not None else None  # before it may be replaced
+    kept = compare if bound is not None else None
     if document is not None:
         if files or recipe or model:
             raise InputError(f"{document} is measured already", hint="give it alone, with --compare or --report")
@@ -136,12 +137,13 @@ def bench(
                 no_baselines=not baselines,
                 no_eager=not eager,
             )
-            outcome = _measure_recipe(recipe, files, overrides, threads, duration, roofline, report, shared)
+            outcome = _measure_recipe(recipe, files, overrides, threads, duration, roofline, report, kept, shared)
         else:
             from vexport.pipeline.bench import measure_latency
 
             if overrides:
                 raise InputError("--set goes with a recipe", hint="name one: vexport bench quick --set batches=[1,8]")
+            _require_kept(kept, output or workspace / "bench.json")
             if report is None:
                 report = (output.parent if output else workspace) / "bench-report"
             outcome = measure_latency(
@@ -208,6 +210,7 @@ def _measure_recipe(
     duration: float | None,
     roofline: bool | None,
     report: Path | None,
+    kept: Path | None,
     shared: dict[str, Any],
 ) -> BenchOutcome:
     from vexport.pipeline.bench import load_recipe, measure_recipe
@@ -215,10 +218,21 @@ def _measure_recipe(
     flags = {"threads": threads, "clock.duration_s": duration, "roofline": roofline}
     more = [f"{field}={str(value).lower()}" for field, value in flags.items() if value is not None]
     loaded = load_recipe(name, [*(overrides or ()), *more])
+    output: Path | None = shared["output"]
+    folder: Path = output.parent if output else shared["workspace"].root / "bench" / loaded.name
+    _require_kept(kept, output or folder / "bench.json")
     if report is None:
-        output: Path | None = shared["output"]
-        report = output.parent if output else shared["workspace"].root / "bench" / loaded.name
+        report = folder
     return measure_recipe(loaded, files, report=report, **shared)
+
+
+def _require_kept(old: Path | None, target: Path) -> None:
+    """Refuse to replace what a run is gated by: after a regression, the regressed run would be the next one's bound."""
+    if old is not None and old.resolve() == target.resolve():
+        raise InputError(
+            f"--max-regression would replace {old}, which it compares with",
+            hint="give --output, or keep the earlier result elsewhere: cp bench.json baseline.json",
+        )
 
 
 def _finish(
@@ -263,14 +277,21 @@ def render(document: Mapping[str, Any]) -> None:
         on_gpu = any(row["device_ms"] for row in rows)
         floats = {row["against_float"]["precision"]: None for row in rows if row["against_float"]}
         columns = ["network", "median ms", "p90", "p99", *(["GPU ms"] if on_gpu else [])]
-        columns += ["x ResNet-50", *([f"x its {'/'.join(floats)}"] if floats else []), "images/s", "top-1 %"]
+        in_int8 = any(row.get("int8_share") is not None for row in rows)
+        columns += [
+            "x ResNet-50",
+            *([f"x its {'/'.join(floats)}"] if floats else []),
+            "images/s",
+            *(["in INT8"] if in_int8 else []),
+            "top-1 %",
+        ]
         clock = published_clock(group["backend"], group["precision"])
         columns += [f"publ. A100 {clock} ms", "sha256"]
         size = "x".join(str(side) for side in group["input_size"])
         on = f", on {group['device']}" if group["device"] else ""
         title = f"{group['backend']}, {group['precision']}, batch {group['batch']}, {size}{on}"
-        print_table(title, columns, [_cells(row, clock, on_gpu, bool(floats)) for row in rows])
-        for verdict in group["verdicts"]:
+        print_table(title, columns, [_cells(row, clock, on_gpu, bool(floats), in_int8) for row in rows])
+        for verdict in _verdicts(document, group):
             typer.echo(verdict)
         typer.echo("")
     for line in [*document["advice"], *_throughput(document)]:
@@ -278,11 +299,31 @@ def render(document: Mapping[str, Any]) -> None:
     notes = dict.fromkeys(note for group in document["groups"] for row in group["rows"] for note in row["notes"])
     for note in notes:
         remark(f"note: {note}")
+    rows = [row for group in document["groups"] for row in group["rows"]]
+    for row in rows:
+        for line in (row.get("failure") or {}).get("stderr") or ():
+            remark(f"{row['label']}: {line}")
+    if any(row["p99_ms"] and _told(row, "p99_ms", "p99_estimate_ms") is None for row in rows):
+        remark("a dash for p90 or p99: too few calls to tell it, by the rule of MLPerf's SingleStream (64 and 662)")
     environment = document["environment"]
     told = [environment.get("cpu"), f"{cores} cores" if (cores := environment.get("usable_cores")) else None]
     remark(f"measured on: {', '.join(filter(None, told)) or 'not told'}; {environment.get('os') or 'not told'}")
     if not document["complete"]:
-        remark("this benchmark was interrupted: groups are missing")
+        remark("this benchmark was interrupted: groups or rooflines are missing")
+
+
+def _verdicts(document: Mapping[str, Any], group: Mapping[str, Any]) -> Sequence[str]:
+    """As the document has them; drawn anew where an INT8 row did not run in INT8."""
+    from vexport.bench.advice import mostly_float
+
+    if not any(mostly_float(row.get("int8_share")) for row in group["rows"]):
+        told: Sequence[str] = group["verdicts"]
+        return told
+    from vexport.bench.page.answers import group_verdicts
+    from vexport.bench.page.document import Document, GroupPart
+
+    typed = Document.model_construct(baseline=document["baseline"])
+    return group_verdicts(typed, GroupPart.model_validate(group))
 
 
 def _throughput(document: Mapping[str, Any]) -> list[str]:
@@ -292,23 +333,31 @@ def _throughput(document: Mapping[str, Any]) -> list[str]:
     return throughputs([ThroughputPart.model_validate(part) for part in document.get("throughput", ())])
 
 
-def _cells(row: Mapping[str, Any], clock: str, on_gpu: bool, by_float: bool) -> list[str]:
+def _cells(row: Mapping[str, Any], clock: str, on_gpu: bool, by_float: bool, in_int8: bool) -> list[str]:
     accuracy = row["accuracy"]
     top1 = f"{accuracy['top1_percent']:.2f} {'publ.' if accuracy['source'] == 'published' else ''}" if accuracy else "-"
     median = "failed" if row["error"] else figure(row["median_ms"], 3 if (row["median_ms"] or 9) < 1 else 2)
     return [
         row["label"],
         median + (" unstable" if row["unstable"] and row["error"] is None else ""),
-        figure(row["p90_ms"]),
-        figure(row["p99_ms"]),
+        figure(_told(row, "p90_ms", "estimate_ms")),
+        figure(_told(row, "p99_ms", "p99_estimate_ms")),
         *([figure(row["device_ms"]["median"], 3) if row["device_ms"] else "-"] if on_gpu else []),
         _ratio(row["ratio"]),
         *([_ratio(row["against_float"])] if by_float else []),
         figure(row["images_per_s"], 1),
+        *([f"{share:.0%}" if (share := row.get("int8_share")) is not None else "-"] if in_int8 else []),
         top1.strip(),
         figure(row["published_latencies_ms"].get(clock)),
         short_hash(row["artifact_sha256"]),
     ]
+
+
+def _told(row: Mapping[str, Any], percentile: str, estimate: str) -> float | None:
+    """A percentile; None where the calls are too few to tell it."""
+    single = row.get("single_stream")
+    found: float | None = row[percentile]
+    return None if single and single.get(estimate) is None else found
 
 
 def _ratio(found: Mapping[str, Any] | None) -> str:
@@ -327,4 +376,4 @@ def render_comparison(comparison: Comparison) -> None:
     for line in comparison.notes:
         remark(f"note: {line}")
     if comparison.bound is not None and comparison.passed:
-        typer.echo(f"no row is more than {comparison.bound:.1%} slower beyond doubt")
+        typer.echo(f"no row is more than {comparison.bound:.1%} slower by the whole of its interval")

@@ -13,7 +13,7 @@ from vexport.errors import InputError
 from vexport.model.variants import VARIANTS
 from vexport.pipeline.bench_alone import Apart
 from vexport.pipeline.bench_files import FULL_SIZE, cells_of_file, group_cells
-from vexport.pipeline.bench_matrix import OFFERS, Cell, plan_groups
+from vexport.pipeline.bench_matrix import OFFERS, Cell, plan_groups, planned_tf32
 from vexport.pipeline.bench_session import BenchOutcome, run_session
 from vexport.pipeline.bench_settings import Session
 from vexport.pipeline.export import export_graph
@@ -126,10 +126,10 @@ def measure_latency(
         # The network behind a graph may have been named itself.
         known = {(cell.backend, cell.made.sha256) for cell in cells if cell.made}
         cells += [cell for cell in made if cell.made and (cell.backend, cell.made.sha256) not in known]
-    if baselines:
-        cells += _baselines(cells, batch)
-    # Baselines are built as the engines that they stand beside.
+    # Baselines are built as the engines that they stand beside: with TF32 where any of those has it.
     session = replace(session, engine_tf32=any(cell.made.tf32 for cell in cells if cell.made))
+    if baselines:
+        cells += _baselines(cells, batch, session.engine_tf32)
     return run_session(session, group_cells(cells))
 
 
@@ -251,16 +251,19 @@ def _require_options(session: Session) -> None:
         read_class_folders(session.data)  # refuses before the work what would fail after it
 
 
-def _baselines(cells: Sequence[Cell], batch: int) -> list[Cell]:
+def _baselines(cells: Sequence[Cell], batch: int, engine_tf32: bool) -> list[Cell]:
     """Baselines beside full-size networks, in each group that has one."""
     present = {(cell.network, cell.backend, cell.precision) for cell in cells}
     beside = dict.fromkeys((cell.backend, cell.precision) for cell in cells if cell.input_size == FULL_SIZE)
     return [
-        Cell(name, backend, precision, batch, FULL_SIZE, model=name, is_published=True)
+        Cell(
+            name, backend, precision, batch, FULL_SIZE, model=name, is_published=True,
+            tf32=planned_tf32(backend, precision, engine_tf32),
+        )
         for name in BASELINE_NAMES
         for backend, precision in beside
         if precision in OFFERS[backend] and (name, backend, precision) not in present
-    ]
+    ]  # fmt: skip
 
 
 def _subjects(

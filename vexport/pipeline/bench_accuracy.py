@@ -17,7 +17,7 @@ EVALUATE_S = 24 * 3600.0  # 50,000 images on a slow CPU take hours
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Answers images with an artifact; brings top-1 in per cent and how many images there were."""
+    """Answers images with an artifact; brings top-1 in per cent, how many images there were, and what computed."""
 
     path: Path
     data: Path
@@ -25,14 +25,14 @@ class Evaluate:
     threads: int | None
     trust: bool
 
-    def __call__(self) -> tuple[float, int]:
+    def __call__(self) -> tuple[float, int, str]:
         from vexport.pipeline.evaluate import evaluate
 
         result = evaluate(self.path, self.data, limit=self.limit, threads=self.threads, trust=self.trust)
         score = result.subject.score
         if score.top1_percent is None:
             raise InputError(f"{self.path.name} answered no image of {self.data}", hint="give images by class")
-        return score.top1_percent, score.images
+        return score.top1_percent, score.images, result.subject.backend
 
 
 def measure_accuracies(
@@ -66,7 +66,7 @@ def measure_accuracies(
         work = Evaluate(made.path, data, limit, threads, result.cell.trusted)
         with Apart("accuracy", own_process=own_process) as apart:
             try:
-                top1_percent, images = apart.call(f"evaluating {made.name}", work, EVALUATE_S)
+                top1_percent, images, backend = apart.call(f"evaluating {made.name}", work, EVALUATE_S)
             except VexportError as error:
                 tell(f"{made.name} has no accuracy: {describe_error(error)}")
                 continue
@@ -75,4 +75,6 @@ def measure_accuracies(
             "source": "measured",
             "images": images,
             "data": str(data),
+            # The artifact's usual one: a row of the same file with another backend may compute in another precision.
+            "backend": backend,
         }

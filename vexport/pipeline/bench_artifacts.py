@@ -31,6 +31,7 @@ OnStep = Callable[[str, float | None], None]
 RANDOM_NOTE = "for latency only: random weights, accuracy unproven"
 NOISE_NOTE = "for latency only: INT8 ranges of noise images, accuracy unproven"
 NOISE_IMAGES = 2
+QUANTISED = "quantised in the graph: "  # a backend may compute them in FP32 all the same
 _LIBRARIES = ("onnx", "onnxruntime", "numpy")
 
 
@@ -277,7 +278,7 @@ def quantize_for_latency(fp32: Path, workspace: Workspace, size: int) -> tuple[G
     convs = conv_edges(result)
     operators = count_operators(result)
     left = operators.get("MatMul", 0) + operators.get("Gemm", 0)
-    notes = [NOISE_NOTE, f"INT8: {sum(one.quantised for one in convs)} of {len(convs)} convolutions"]
+    notes = [NOISE_NOTE, f"{QUANTISED}{sum(one.quantised for one in convs)} of {len(convs)} convolutions"]
     if left:
         notes[-1] += f"; matrix products stay FP32: {left}"
     facts = source.facts | {

@@ -22,6 +22,7 @@ from vexport.bench.scenarios import throughput_over_batches
 from vexport.bench.watch import summarise
 from vexport.deps import tool_versions
 from vexport.model.baselines import network_family, network_label, published_figures
+from vexport.pipeline.bench_int8 import int8_share
 from vexport.pipeline.bench_run import Result
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Found:
         complete: Whether all groups were measured.
         accuracies: Hash of an artifact to its measured accuracy.
         peaks: What the device can do.
-        rooflines: Of results, by group and cell name.
+        rooflines: Of results, by the keys of their cells.
         published: Networks that are shown by their published figures alone.
     """
 
@@ -71,7 +72,9 @@ def make_document(found: Found) -> tuple[dict[str, Any], BenchReport]:
     groups, reports = [], []
     host = _host_of_published(found)
     for results in found.groups:
-        report = make_report([(_case(one, results), one.samples) for one in results], environment={}, settings={})
+        title = backend_title(results)
+        tf32 = _tf32_in_words(results, found.groups)
+        report = make_report([(_case(one, title, tf32), one.samples) for one in results], environment={}, settings={})
         reports.append(report)
         device = device_name(results[0], found.environment)
         rows = []
@@ -89,6 +92,8 @@ def make_document(found: Found) -> tuple[dict[str, Any], BenchReport]:
                 "input_size": list(cell.input_size),
                 "mode": "latency",
                 "device": device,
+                # Which part, and of how many, of cells too many to be open at once.
+                "part": list(cell.part) if cell.part != (1, 1) else None,
                 "rows": rows,
                 "verdicts": verdicts(report.rows, device),
                 "conditions": summarise(conditions) if conditions else None,
@@ -156,12 +161,21 @@ def backend_title(results: Sequence[Result]) -> str:
     return told or BACKENDS[results[0].cell.backend].title
 
 
-def _case(result: Result, group: Sequence[Result]) -> Case:
+def _tf32_in_words(results: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
+    """For a backend's title, where its FP32 engines were measured with TF32 and without it."""
+    (backend, *_, own) = results[0].cell.group
+    kinds = {group[0].cell.group[-1] for group in groups if group[0].cell.backend == backend}
+    if own is None or not kinds >= {True, False}:
+        return ""
+    return " with TF32" if own else " without TF32"
+
+
+def _case(result: Result, title: str, tf32: str = "") -> Case:
     cell = result.cell
     published = published_figures(cell.model) if cell.model and cell.is_published else None
     return Case(
         network=cell.network,
-        backend=str(result.facts.get("backend") or backend_title(group)),
+        backend=str(result.facts.get("backend") or title) + tf32,
         precision=cell.precision.upper(),
         batch=cell.batch,
         input_size=cell.input_size,
@@ -200,11 +214,20 @@ def _accuracy(result: Result, measured: Accuracies) -> dict[str, Any] | None:
     return {"top1_percent": published.top1, "source": "published", "images": None, "data": "ImageNet"}
 
 
+def _accuracy_note(result: Result, measured: Accuracies) -> list[str]:
+    """What answered the images, where that was another backend than the one that was timed."""
+    made, timed = result.cell.made, result.facts.get("backend")
+    answered = measured.get(made.sha256, {}).get("backend") if made is not None else None
+    if answered is None or timed is None or answered == timed:
+        return []
+    return [f"accuracy of the same file measured with {answered}, not with {timed}"]
+
+
 def _more(result: Result, found: Found) -> dict[str, Any]:
     """What a row has besides its figures."""
     cell, made = result.cell, result.cell.made
     published = published_figures(cell.model) if cell.model and cell.is_published else None
-    roofline = found.rooflines.get((*cell.group, cell.name))
+    roofline = found.rooflines.get(cell.key)
     counted = {key: cell.counted.get(key) for key in ("depth", "parameters", "gmacs")}
     return {
         "label": network_label(cell.network),
@@ -214,7 +237,8 @@ def _more(result: Result, found: Found) -> dict[str, Any]:
         "size_bytes": made.size_bytes if made else None,
         "artifact": made.name if made else None,
         "weights": made.weights if made else None,
-        "notes": list(made.notes) if made else [],
+        "notes": [*(made.notes if made else ()), *_accuracy_note(result, found.accuracies)],
+        "int8_share": int8_share(cell, result.facts),
         "accuracy": _accuracy(result, found.accuracies),
         "published_latencies_ms": published_latencies(published, cell.batch),
         "failure": dict(result.failure) if result.failure else None,

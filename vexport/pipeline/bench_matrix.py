@@ -55,6 +55,8 @@ class Cell:
         model: The variant or baseline that it is, where known.
         is_published: Whether published figures are of this network at this size.
         counted: Parameters, GMACs and depth, where known.
+        tf32: Whether its FP32 engine may round to TF32, where that is still to be built; None of all other cells.
+        part: Which part of its group it is measured in, and of how many, where the group is too large for one.
     """
 
     network: str
@@ -68,16 +70,24 @@ class Cell:
     model: str | None = None
     is_published: bool = False
     counted: Mapping[str, Any] = field(default_factory=dict)
+    tf32: bool | None = None
+    part: tuple[int, int] = (1, 1)
 
     @property
-    def group(self) -> tuple[str, str, int, tuple[int, int, int]]:
-        """Cells of one group take turns."""
-        return (self.backend, self.precision, self.batch, self.input_size)
+    def group(self) -> tuple[str, str, int, tuple[int, int, int], bool | None]:
+        """Cells of one group take turns. FP32 engines with TF32 and without it are of two: they compute unlike."""
+        tf32 = self.made.tf32 if self.made is not None else self.tf32
+        return (self.backend, self.precision, self.batch, self.input_size, tf32 if self.precision == "fp32" else None)
 
     @property
     def name(self) -> str:
         """Unlike that of any other cell of the group."""
         return f"{self.network} {self.made.sha256[:12]}" if self.made else self.network
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Unlike that of any other cell; a baseline that stands in several parts of a group is a cell in each."""
+        return (*self.group, self.part, self.name)
 
     @property
     def trusted(self) -> bool:
@@ -91,6 +101,19 @@ class Cell:
         return BACKENDS[self.backend].device == "gpu"
 
 
+def planned_tf32(backend: str, precision: str, allowed: bool) -> bool | None:
+    """What `Cell.tf32` is of a cell that is still to be made.
+
+    Args:
+        backend: Name in `BACKENDS`.
+        precision: Of the cell.
+        allowed: Whether FP32 engines that are made may round to TF32.
+    """
+    from vexport.run.backends import BACKENDS
+
+    return allowed if precision == "fp32" and BACKENDS[backend].takes == "engine" else None
+
+
 def plan_groups(recipe: BenchRecipe) -> list[list[Cell]]:
     """The groups of a recipe in the order in which they are measured; nothing is made yet."""
     groups = []
@@ -102,7 +125,7 @@ def plan_groups(recipe: BenchRecipe) -> list[list[Cell]]:
                         cells = [
                             Cell(
                                 network, backend, precision, batch, (3, size, size), model=network,
-                                is_published=size == 224,
+                                is_published=size == 224, tf32=planned_tf32(backend, precision, recipe.tf32),
                             )
                             for network in recipe.networks
                         ]  # fmt: skip
@@ -123,7 +146,8 @@ def split_large(cells: Sequence[Cell], most: int, baseline: str) -> list[list[Ce
     shared = [cell for cell in cells if cell.network == baseline]
     others = [cell for cell in cells if cell.network != baseline]
     step = max(1, most - len(shared))
-    return [[*others[start : start + step], *shared] for start in range(0, len(others), step)]
+    parts = [[*others[start : start + step], *shared] for start in range(0, len(others), step)]
+    return [[replace(cell, part=(which, len(parts))) for cell in part] for which, part in enumerate(parts, start=1)]
 
 
 def make_cell(cell: Cell, maker: Maker, threads: int | None, *, cuda_graph: bool = False) -> Cell:

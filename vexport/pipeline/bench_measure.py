@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vexport.bench.clock import Clock
+from vexport.bench.scheduler import REST_S
 from vexport.pipeline.bench_make import AskBackend, AskGpu, Maker
 from vexport.pipeline.bench_matrix import Cell, make_cell, split_large
 from vexport.pipeline.bench_roofline import Rooflines
@@ -123,6 +124,7 @@ def measure_groups(
     estimate = Estimate([sum(cell_seconds(cell, clock) for cell in cells) for cells in groups])
     shaping = {
         **clock_numbers(clock),
+        "rest_s": REST_S,
         "threads": session.threads,
         "own_processes": session.own_processes,
         OVERRIDE: os.environ.get(OVERRIDE),
@@ -164,6 +166,8 @@ def measure_groups(
 def _tell_group(session: Session, results: Sequence[Result], number: int, total: int, estimate: Estimate) -> None:
     cell = results[0].cell
     said = f"group {number} of {total} done: {cell.backend} {cell.precision.upper()}, batch {cell.batch}"
+    if cell.part != (1, 1):
+        said += ", part {} of {}".format(*cell.part)
     if number < total:
         said += f"; about {about(estimate.rest_s())} left"
     session.tell(said)

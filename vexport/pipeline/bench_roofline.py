@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from vexport.bench.device import DEVICE
 from vexport.bench.peak import CPU_PRECISIONS, GPU_PRECISIONS, PeakRates
 from vexport.bench.profile import MeasurePeaks, ProfileEngine, ProfileGraph
-from vexport.bench.roofline import NetworkRoofline, make_roofline
+from vexport.bench.roofline import NetworkRoofline, Tf32, make_roofline, multiplies_in
 from vexport.errors import VexportError
 from vexport.graph.fused import GraphCost, count_fused
 from vexport.graph.inspect import read_graph
 from vexport.pipeline.bench_alone import Apart
-from vexport.pipeline.bench_matrix import describe_error
+from vexport.pipeline.bench_int8 import as_computed, int8_layers
+from vexport.pipeline.bench_matrix import Cell, describe_error
 from vexport.pipeline.bench_run import OnStep, Result
 from vexport.pipeline.bench_tf32 import tf32_allowed
 
@@ -38,7 +39,7 @@ class Rooflines:
 
     Args:
         peaks: What each device can do.
-        by_cell: Group and cell name to the roofline.
+        by_cell: Keys of cells to their rooflines.
     """
 
     peaks: dict[str, PeakRates] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class _Subject:
     result: Result
     cost: GraphCost
     times: LayerTimes | None
-    tf32: bool
+    tf32: Tf32
 
     @property
     def device(self) -> Device:
@@ -66,8 +67,9 @@ class _Subject:
     @property
     def precisions(self) -> set[str]:
         """In which peaks are needed."""
-        found = {"int8" if name == "uint8" else name for name in self.cost.precisions}
-        return found | ({"tf32"} if self.tf32 and "fp32" in found else set())
+        found = {multiplies_in(layer, self.tf32) for layer in self.cost.layers if layer.macs}
+        found |= {"fp32"} if "tf32" in found else set()  # for the reader, beside it
+        return {"int8" if name == "uint8" else name for name in found}
 
 
 def measure_rooflines(
@@ -91,14 +93,20 @@ def measure_rooflines(
     """
     graphs = _graphs(results)
     subjects: list[_Subject] = []
+    known: dict[Key, _Subject] = {}  # a baseline that stands in each part of a group is profiled once
     with Apart("profiles", own_process=own_process) as apart:
         for number, result in enumerate(results, start=1):
             graph = _graph_of(result, graphs)
             if graph is None:
                 continue
             on_step(f"profiling {_name(result)} ({number} of {len(results)})", None)
+            same = (*result.cell.group, result.cell.name)
+            if same in known:
+                subjects.append(replace(known[same], result=result))
+                continue
             try:
                 subjects.append(_count(result, graph, threads, apart, tell))
+                known[same] = subjects[-1]
             except VexportError as error:
                 tell(f"{_name(result)} has no roofline: {describe_error(error)}")
         apart.close()  # peaks are measured with nothing beside them
@@ -110,13 +118,13 @@ def measure_rooflines(
                 _hold(ours, peaks, found, tell)
 
 
-def _graphs(results: Sequence[Result]) -> dict[Key, Path]:
-    """A graph for each network, precision and size, of whichever cell has one."""
-    known: dict[Key, Path] = {}
+def _graphs(results: Sequence[Result]) -> dict[Key, list[tuple[Cell, Path]]]:
+    """Graphs by network, precision and size, with the cells that have them."""
+    known: dict[Key, list[tuple[Cell, Path]]] = {}
     for result in results:
         own = _own_graph(result)
         if own is not None:
-            known.setdefault(_what(result), own)
+            known.setdefault(_what(result), []).append((result.cell, own))
     return known
 
 
@@ -127,10 +135,20 @@ def _own_graph(result: Result) -> Path | None:
     return made.path if made.path is not None and made.path.suffix.lower() == ".onnx" else made.graph
 
 
-def _graph_of(result: Result, known: Mapping[Key, Path]) -> Path | None:
+def _graph_of(result: Result, known: Mapping[Key, Sequence[tuple[Cell, Path]]]) -> Path | None:
+    """A cell's own graph, or another cell's of the same network."""
     own = _own_graph(result)
-    # The network of a file may be any; only of those that are known by name another graph is the same.
-    return own or (known.get(_what(result)) if result.cell.model else None)
+    if own is not None or not result.cell.model:
+        return own
+    return next((path for cell, path in known.get(_what(result), ()) if _is_same_network(result.cell, cell)), None)
+
+
+def _is_same_network(one: Cell, other: Cell) -> bool:
+    """Of one name: a file may be a VanillaNet-9 of other widths or classes than the published one."""
+    if one.is_published and other.is_published:
+        return True
+    parameters = one.counted.get("parameters")
+    return parameters is not None and parameters == other.counted.get("parameters")
 
 
 def _what(result: Result) -> Key:
@@ -141,6 +159,7 @@ def _count(result: Result, graph: Path, threads: int | None, apart: Apart, tell:
     """What a network must do; counted anew where kernels run several of its layers."""
     cell = result.cell
     model, size = read_graph(graph, with_weights=False), cell.input_size[1:]
+    in_int8 = int8_layers(cell, result.facts)
     cost, times = count_fused(model, batch=cell.batch, size=size), None
     work = _profile(result, graph, cost, threads)
     if work is not None:
@@ -150,8 +169,8 @@ def _count(result: Result, graph: Path, threads: int | None, apart: Apart, tell:
             tell(f"the layers of {_name(result)} have no times: {describe_error(error)}")
     if times is not None and times.together:
         cost = count_fused(model, batch=cell.batch, size=size, together=times.together)
-    tf32 = tf32_allowed(cell, result.facts) in ("everywhere", "convolutions")
-    return _Subject(result, cost, times, tf32)
+    tf32 = tf32_allowed(cell, result.facts) or "nowhere"
+    return _Subject(result, as_computed(cost, in_int8), times, tf32)
 
 
 def _profile(result: Result, graph: Path, cost: GraphCost, threads: int | None) -> Callable[[], LayerTimes] | None:
@@ -203,7 +222,7 @@ def _hold(subjects: Sequence[_Subject], peaks: PeakRates, found: Rooflines, tell
             continue
         # Layers without times are the same in every cell of a network: the figures of the whole are enough there.
         detailed = one.times is not None or not (result.cell.on_gpu or _own_graph(result) is None)
-        found.by_cell[(*result.cell.group, result.cell.name)] = replace(roofline, detailed=detailed)
+        found.by_cell[result.cell.key] = replace(roofline, detailed=detailed)
 
 
 def _measured_ms(result: Result) -> float:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from vexport.bench.clock import PARTS_SHARE, Clock, Recorder, Samples, in_words
-from vexport.bench.scheduler import take_turns
+from vexport.bench.scheduler import REST_S, take_turns
 from vexport.bench.watch import Watch
 from vexport.bench.worker import Timeouts, Worker
+from vexport.pipeline.bench_int8 import int8_note, is_graph_note
 from vexport.pipeline.bench_matrix import Cell
 from vexport.pipeline.bench_tf32 import tf32_note
 from vexport.workspace import mapped_os_errors
@@ -29,7 +30,8 @@ NOT_RUN = "not run"
 # To start a process and open a network in it, for the first estimate; some compile kernels or build an engine then.
 OPEN_S = {"cpu": 4.0, "gpu": 12.0, "torch-compile": 40.0, "torch-compile-fp16": 40.0, "onnxruntime-tensorrt": 60.0}
 ISOLATION = (
-    "each network in a process of its own; those of a group take turns, in an order drawn for each round; "
+    "each network in a process of its own; those of a group take turns, in an order drawn for each round, "
+    "after a rest for the threads of the one before; "
     "a process that waits for its turn holds memory and no core (run.waiting says what it took all the same)"
 )
 ONE_PROCESS = "all networks in one process; those of a group take turns, in an order drawn for each round"
@@ -123,7 +125,7 @@ def cell_seconds(cell: Cell, clock: Clock) -> float:
     if cell.opener is None:
         return 0.0
     opening = OPEN_S.get(cell.backend, OPEN_S["gpu" if cell.on_gpu else "cpu"])
-    measured = clock.duration_s * (1 + PARTS_SHARE if cell.on_gpu else 1) + clock.rounds * clock.settle_s
+    measured = clock.duration_s * (1 + PARTS_SHARE if cell.on_gpu else 1) + clock.rounds * (clock.settle_s + REST_S)
     return opening + clock.warmup_s + measured
 
 
@@ -173,7 +175,7 @@ def _in_workers(
     alive = sum(worker.error is None for worker in workers)
     for worker in workers:
         worker.beside = alive - 1 + _holds_gpu()
-    run = take_turns(workers, rounds=clock.rounds, seed=clock.seed, progress=_telling(cells, on_turn))
+    run = take_turns(workers, rounds=clock.rounds, seed=clock.seed, progress=_telling(cells, on_turn), rest_s=REST_S)
     return [
         Result(
             noted(cell, worker.facts),
@@ -187,19 +189,23 @@ def _in_workers(
 
 
 def noted(cell: Cell, facts: Mapping[str, Any]) -> Cell:
-    """A cell whose notes say what FP32 was on its GPU, as its runner tells."""
-    note = tf32_note(cell, facts) if facts else None
-    if note is None or cell.made is None:
+    """A cell whose notes say what its backend computed in, as its runner tells: FP32 on a GPU, and INT8."""
+    if cell.made is None or not facts:
         return cell
-    return replace(cell, made=replace(cell.made, notes=(*cell.made.notes, note)))
+    notes = cell.made.notes
+    if (in_int8 := int8_note(cell, facts)) is not None:
+        notes = (*(one for one in notes if not is_graph_note(one)), in_int8)
+    if (tf32 := tf32_note(cell, facts)) is not None:
+        notes = (*notes, tf32)
+    return cell if notes == cell.made.notes else replace(cell, made=replace(cell.made, notes=notes))
 
 
 def _holds_gpu() -> int:
-    """1 where this process has a context on the GPU, as after building engines."""
+    """1 where this process holds memory on the GPU; that PyTorch is ready to use one makes no context there."""
     import sys
 
     torch = sys.modules.get("torch")
-    return int(torch is not None and torch.cuda.is_initialized())
+    return int(torch is not None and torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 0)
 
 
 def _in_this_process(
@@ -220,7 +226,7 @@ def _in_this_process(
         stack.callback(opened.close)
         recorders.append(Recorder(watching, cell.name, opened.candidate))
         facts.append(dict(opened.facts))
-    run = take_turns(recorders, rounds=clock.rounds, seed=clock.seed, progress=_telling(cells, on_turn))
+    run = take_turns(recorders, rounds=clock.rounds, seed=clock.seed, progress=_telling(cells, on_turn), rest_s=REST_S)
     return [
         Result(noted(cell, told), samples, told, {"kind": "failed", "text": samples.error} if samples.error else None)
         for cell, samples, told in zip(cells, run.samples.values(), facts, strict=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from vexport.artifacts import BenchResult, Manifest
 from vexport.bench.report import BenchReport
+from vexport.bench.scheduler import REST_S
 from vexport.deps import tool_versions
 from vexport.errors import EngineError, VexportError, WorkspaceError
 from vexport.pipeline.bench_accuracy import measure_accuracies
@@ -23,7 +24,7 @@ from vexport.pipeline.bench_roofline import measure_rooflines
 from vexport.pipeline.bench_run import ISOLATION, ONE_PROCESS, GroupStore, Result
 from vexport.pipeline.bench_settings import Session
 from vexport.pipeline.bench_tf32 import tf32_as_asked
-from vexport.workspace import require_clear, stage
+from vexport.workspace import manifest_path, mapped_os_errors, read_manifest, require_clear, stage
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def run_session(session: Session, planned: Sequence[Sequence[Cell]]) -> BenchOut
         EngineError: the GPU went away; likewise.
         VexportError: see the tree in errors.py.
     """
-    require_clear(session.target, force=session.force)
+    for path in (session.target, session.partial):
+        require_clear(path, force=session.force)
     store = None
     if session.own_processes:
         store = GroupStore(session.workspace.root / "bench" / session.name, resume=session.resume)
@@ -120,7 +122,7 @@ def _environment() -> dict[str, Any]:
 def _finish(
     session: Session, progress: Progress, environment: Mapping[str, Any], store: GroupStore | None, total: int
 ) -> BenchOutcome:
-    """Write what there is; raise where it is not all."""
+    """Write what there is; raise where it is not all, and then leave the document of an earlier run as it is."""
     complete = not progress.interrupted and progress.gone is None
     document, report = make_document(
         Found(
@@ -136,20 +138,23 @@ def _finish(
             published=session.published,
         )
     )
+    target = session.target if complete else session.partial
     try:
-        artifact = _write(session, document)
+        artifact = _write(session, document, target)
     except VexportError:
         _tell_how_to_go_on(session, store)
         raise
+    if complete:
+        _drop_partial(session)
     if progress.interrupted:
         done = f"{len(progress.found)} of {count(total, 'group')}"
-        session.tell(f"interrupted: {done} are in {session.target}; go on with: {session.again}")
+        session.tell(f"interrupted: {done} are in {target}; go on with: {session.again}")
         raise KeyboardInterrupt
     if progress.gone is not None:
         measured = sum(any(one.measured for one in group) for group in progress.found)
         raise EngineError(
             f"the GPU went away: {progress.gone}",
-            details=[f"{measured} of {count(total, 'group')} are in {session.target}"],
+            details=[f"{measured} of {count(total, 'group')} are in {target}"],
             hint=f"when `nvidia-smi` lists it again, go on with: {session.again}" if store else "run it again",
         )
     try:
@@ -160,6 +165,14 @@ def _finish(
         raise
     _forget(session, progress.found, store)
     return BenchOutcome(artifact, report, document, files)
+
+
+def _drop_partial(session: Session) -> None:
+    """A complete document has all that an interrupted run left beside it."""
+    if read_manifest(session.partial) is not None:  # else it is somebody else's, and --force was given
+        for path in (session.partial, manifest_path(session.partial)):
+            with mapped_os_errors(path):
+                path.unlink(missing_ok=True)
 
 
 def _forget(session: Session, found: Sequence[Sequence[Result]], store: GroupStore | None) -> None:
@@ -202,6 +215,7 @@ def _add_extras(session: Session, progress: Progress) -> None:
 def _settings(session: Session) -> dict[str, Any]:
     return {
         **session.clock.settings(),
+        "rest_s": REST_S,
         "threads": session.threads,
         "isolation": ISOLATION if session.own_processes else ONE_PROCESS,
         "own_processes": session.own_processes,
@@ -209,7 +223,7 @@ def _settings(session: Session) -> dict[str, Any]:
     }
 
 
-def _write(session: Session, document: Mapping[str, Any]) -> BenchResult:
+def _write(session: Session, document: Mapping[str, Any], target: Path) -> BenchResult:
     rows = [row for group in document["groups"] for row in group["rows"]]
     facts = {
         "complete": document["complete"],
@@ -218,7 +232,7 @@ def _write(session: Session, document: Mapping[str, Any]) -> BenchResult:
     options = {"name": session.name, "threads": session.threads, **clock_numbers(session.clock)}
     versions = tool_versions("torch", "onnxruntime")
     session.on_step("writing", None)
-    with stage(session.target, force=session.force) as staging:
+    with stage(target, force=session.force) as staging:
         staging.path.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
         return staging.publish(
             BenchResult, lambda sha256, size: Manifest("bench", sha256, size, None, options, facts, versions=versions)

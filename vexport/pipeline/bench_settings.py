@@ -72,6 +72,11 @@ class Session:
     tell: Callable[[str], None] = lambda _line: None
 
     @property
+    def partial(self) -> Path:
+        """Where a document goes that is not complete: it takes no complete one's place."""
+        return self.target.with_name(f"{self.target.stem}.partial.json")
+
+    @property
     def again(self) -> str:
         """The command that goes on where this one stopped."""
         return self.command if "--resume" in shlex.split(self.command) else f"{self.command} --resume"

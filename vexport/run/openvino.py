@@ -77,7 +77,7 @@ class OpenVinoRunner:
             _require_output(model, self.name)
             self._compiled: Any = core.compile_model(model, DEVICE, options)
         self.properties = _read_back(self._compiled)
-        self.convolutions = _convolutions(self._compiled)
+        self.convolutions, self.int8_layers = _layers(self._compiled)
         self._require_precision()
         self._request: Any = self._compiled.create_infer_request()
         self.backend = f"openvino {DEVICE} {' + '.join(self._computes_in())}"
@@ -128,6 +128,7 @@ class OpenVinoRunner:
             **self.properties,
             # By the type that OpenVINO's compiled graph names; i8 and u8 are INT8.
             "convolutions": dict(self.convolutions),
+            "int8_layers": list(self.int8_layers),
             "versions": tool_versions("openvino"),
             "includes": list(CALL_INCLUDES),
             "excludes": [*CALL_EXCLUDES, "compilation"],
@@ -241,11 +242,19 @@ def _read_back(compiled: Any) -> dict[str, Any]:
     }
 
 
-def _convolutions(compiled: Any) -> dict[str, int]:
-    """How many convolutions compute on which type, as OpenVINO's compiled graph names it."""
+def _layers(compiled: Any) -> tuple[dict[str, int], list[str]]:
+    """How many convolutions compute on which type, as OpenVINO's compiled graph names it.
+
+    Returns:
+        Counts by type, and the names of all layers that multiply in INT8, as the graph has them.
+    """
     found: Counter[str] = Counter()
+    in_int8: list[str] = []
     for node in compiled.get_runtime_model().get_ops():
-        said = node.get_rt_info()
-        if "Convolution" in str(said["layerType"].astype(str)):
-            found[str(said["runtimePrecision"].astype(str))] += 1
-    return dict(found.most_common())
+        told = node.get_rt_info()
+        layer, precision = (str(told[key].astype(str)) for key in ("layerType", "runtimePrecision"))
+        if "Convolution" in layer:
+            found[precision] += 1
+        if precision in INT8_TYPES and any(kind in layer for kind in ("Convolution", "FullyConnected", "MatMul")):
+            in_int8 += str(told["originalLayersNames"].astype(str)).split(",")
+    return dict(found.most_common()), in_int8

@@ -100,7 +100,8 @@ class OrtRunner:
         return require_logits(logits, len(images), self.name)
 
     def describe(self) -> dict[str, Any]:
-        """Version, providers in use and threads, and what a call covers."""
+        """Version, providers in use and threads, what computes in INT8, and what a call covers."""
+        counted, names = self._convolutions() or (None, None)
         return {
             "name": self.name,
             "backend": self.backend,
@@ -108,15 +109,16 @@ class OrtRunner:
             "input_dtype": self._dtype,
             "providers": list(self.providers),
             "nodes_by_provider": self.nodes or None,
-            # Of a Q/DQ graph: how many really compute in INT8.
-            "convolutions": self._convolutions(),
+            # Of a Q/DQ graph on the CPU: how many really compute in INT8, and which nodes do.
+            "convolutions": counted,
+            "int8_layers": names,
             "threads": self.threads or "one per core",
             "versions": tool_versions("onnxruntime"),
             "includes": list(CALL_INCLUDES),
             "excludes": list(CALL_EXCLUDES),
         }
 
-    def _convolutions(self) -> dict[str, int] | None:
+    def _convolutions(self) -> tuple[dict[str, int], list[str]] | None:
         if self._file is None or self.providers[0] != CPU or not self._file.is_file():
             return None
         return convolution_types(self._file)

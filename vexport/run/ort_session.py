@@ -30,6 +30,11 @@ _TYPE_NAMES: Mapping[int, str] = MappingProxyType({TensorProto.FLOAT16: "fp16", 
 FATAL_ONLY = 4  # errors reach us as exceptions, and what is in use is asked for: the log would only repeat them
 NO_CPU = "session.disable_cpu_ep_fallback"
 LISTED = 8
+# Operators that multiply 8-bit numbers, and which of their inputs are the weights.
+_WEIGHT_OF: Mapping[str, int] = MappingProxyType(
+    {"QLinearConv": 3, "ConvInteger": 1, "QLinearMatMul": 3, "QGemm": 3, "MatMulInteger": 1, "MatMulIntegerToFloat": 1}
+)
+_NAMED_ANEW = re.compile(r"(_token_\d+)+$")
 _GPU_FAILED = re.compile(r"(CUDA|CUDNN|CUBLAS) (error|failure)", re.IGNORECASE)
 
 
@@ -166,7 +171,7 @@ def _assigned(session: Any) -> dict[str, list[str]]:
     return found
 
 
-def convolution_types(graph: Path) -> dict[str, int] | None:
+def convolution_types(graph: Path) -> tuple[dict[str, int], list[str]] | None:
     """How many convolutions of a Q/DQ graph ONNX Runtime's CPU provider computes in INT8, and how many in FP32.
 
     A convolution becomes an INT8 one only where its output is quantised too, with nothing between. Where a Relu comes
@@ -177,9 +182,11 @@ def convolution_types(graph: Path) -> dict[str, int] | None:
         graph: An .onnx file that opens.
 
     Returns:
-        Counts for `int8` and `fp32`; None where the graph has no Q/DQ nodes.
+        Counts for `int8` and `fp32`, and the names of all nodes that compute in INT8, as the graph has them; None
+        where it has no Q/DQ nodes.
     """
-    if not any(node.op_type == "DequantizeLinear" for node in read_graph(graph, with_weights=False).graph.node):
+    before = read_graph(graph, with_weights=False).graph.node
+    if not any(node.op_type == "DequantizeLinear" for node in before):
         return None
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
@@ -188,7 +195,24 @@ def convolution_types(graph: Path) -> dict[str, int] | None:
         ort.InferenceSession(str(graph), options, providers=[CPU])
         nodes = read_graph(Path(folder) / "optimised.onnx", with_weights=False).graph.node
     in_int8 = sum(node.op_type in ("QLinearConv", "ConvInteger") for node in nodes)
-    return {"int8": in_int8, "fp32": sum("Conv" in node.op_type for node in nodes) - in_int8}
+    counted = {"int8": in_int8, "fp32": sum("Conv" in node.op_type for node in nodes) - in_int8}
+    return counted, _names_before(before, [node for node in nodes if node.op_type in _WEIGHT_OF])
+
+
+def _names_before(before: Sequence[onnx.NodeProto], after: Sequence[onnx.NodeProto]) -> list[str]:
+    """What nodes were called before optimisers named them anew: by their own name, or by the weights that they read."""
+    stored = {node.output[0]: node.input[0] for node in before if node.op_type == "DequantizeLinear"}
+    readers: dict[str, list[str]] = {}
+    for node in before:
+        for value in node.input:
+            readers.setdefault(stored.get(value, value), []).append(node.name or node.output[0])
+    names = {node.name for node in before if node.name}
+    found: list[str] = []
+    for node in after:
+        own = _NAMED_ANEW.sub("", node.name)
+        weight = node.input[_WEIGHT_OF[node.op_type]]
+        found += [own] if own in names else readers.get(weight, [])
+    return sorted(set(found))
 
 
 def _load_cuda_libraries() -> None:

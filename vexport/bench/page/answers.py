@@ -3,19 +3,20 @@
 Only networks of one group are compared, since they took turns. A VanillaNet answers for a rival where it is of its
 accuracy, by the rule of `vexport.bench.accuracy`; of these the fastest counts. The words follow from the ratio's
 interval alone: an interval that holds 1 is no answer. Where accuracy is not known, only one thing can be said of it:
-networks that are all slower are slower at any accuracy.
+networks that are all slower are slower at any accuracy. INT8 rows that ran in floating point for the most part answer
+nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vexport.bench.accuracy import is_as_accurate
 from vexport.bench.advice import SUBJECT
 from vexport.bench.page.document import Document, GroupPart, Interval, RowPart
-from vexport.bench.page.words import accuracies, compare, percent, short_title
+from vexport.bench.page.words import accuracies, compare, int8_shares, percent, short_title
 from vexport.bench.report import relation, times
 from vexport.bench.statistics import paired_ratio
 
@@ -37,7 +38,7 @@ _PLAIN: dict[Kind, str] = {
     "slower": f"Every {SUBJECT} of its accuracy is slower",
     "undecided": "They cannot be told apart",
     "out of reach": f"No {SUBJECT} is accurate enough",
-    "unknown": "Accuracy is not known, or no ratio could be formed",
+    "unknown": "Accuracy is not known, INT8 did not run, or no ratio could be formed",
     "failed": "A measurement is missing",
 }
 
@@ -81,6 +82,18 @@ def _answer(document: Document, subjects: Sequence[RowPart], rival: RowPart) -> 
         return Answer("failed", rival, f"{rival.name} was not measured: {rival.error or 'no figure'}.")
     if not measured:
         return Answer("failed", rival, f"No {SUBJECT} was measured in this group.")
+    if rival.mostly_float:
+        return Answer("unknown", rival, f"No INT8 verdict: {int8_shares([rival])}.")
+    shallow = [row for row in measured if row.mostly_float]
+    if len(shallow) == len(measured):
+        return Answer("unknown", rival, f"No INT8 verdict: {int8_shares(shallow)}.")
+    found = _answer_of([row for row in measured if row not in shallow], rival, document)
+    more = f" Not judged: {int8_shares(shallow)}." if shallow else ""
+    return replace(found, text=found.text + more, short=found.short + more if found.short else "")
+
+
+def _answer_of(measured: Sequence[RowPart], rival: RowPart, document: Document) -> Answer:
+    """Of rows that stand for their precision."""
     ranked = [(row, found) for row in measured if (found := time_ratio(document, row, rival)) is not None]
     ranked.sort(key=lambda pair: pair[1].value)
     if not ranked:
@@ -148,10 +161,16 @@ def group_verdicts(document: Document, group: GroupPart) -> list[str]:
     """A sentence per network beside the baseline, and per failure; the group's own title says where that holds."""
     baseline = next((row for row in group.rows if row.network == document.baseline), None)
     said = []
+    if baseline is not None and baseline.mostly_float:
+        said.append(f"No INT8 verdicts beside {baseline.name}: {int8_shares([baseline])}.")
     for row in group.rows:
         if row.error is not None:
             said.append(f"{row.name} failed: {row.error}.")
-        elif row.ratio is not None and baseline is not None and row.network != document.baseline:
+        elif baseline is None or row.ratio is None or row.network == document.baseline or baseline.mostly_float:
+            continue
+        elif row.mostly_float:
+            said.append(f"No INT8 verdict on {row.name}: {int8_shares([row])}.")
+        else:
             doubtful = _doubtful(row, baseline)
             doubt = f" Unstable: {', '.join(doubtful)}." if doubtful else ""
             said.append(f"{compare(row, baseline, row.ratio)}.{doubt}")
@@ -184,7 +203,9 @@ def headline(document: Document) -> Headline | None:
     if not found:
         return None
     kinds = list(dict.fromkeys(answer.kind for _, answer in found))
-    told = [kind for kind in kinds if kind != "failed"] or kinds  # what was not measured contradicts nothing
+    # What was not measured, or of whose accuracy nothing is known, contradicts nothing.
+    told = [kind for kind in kinds if kind not in ("failed", "unknown")]
+    told = told or [kind for kind in kinds if kind != "failed"] or kinds
     word = _WORDS[told[0]] if len(told) == 1 else "It depends." if "faster" in told else "Not shown."
     if len(found) == 1:
         lines = [with_doubt(found[0][1])]

@@ -122,6 +122,8 @@ def _measured(document: Document, own: RowPart, rival: RowPart) -> list[Reading]
     for group in document.groups:
         rows = {row.network: row for row in reversed(group.rows) if row.measured and row.published_latencies_ms}
         one, other = rows.get(own.network), rows.get(rival.network)
+        if one and other and (one.mostly_float or other.mostly_float):
+            continue  # an INT8 file that did not run in INT8 is no clock of INT8
         if one and other and one.ratio and one.median_ms and other.median_ms:
             name = short_title(document, group)
             unstable = one.unstable or other.unstable

@@ -12,16 +12,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vexport.bench.accuracy import Top1
+from vexport.bench.advice import mostly_float
 from vexport.errors import InputError
 
 SCHEMA_VERSION = 2
 SCHEMA_ID = "vexport-bench-2.schema.json"
 SHOWN_ERRORS = 20
+MOST_LAYERS_OFF = 0.2  # of the latency, by the profiled layers' sum: beyond, the profile was of another machine state
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Nanoseconds = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Sha256 = Annotated[str, Field(min_length=1)]
 
@@ -94,6 +97,12 @@ class Layer(Part):
     efficiency: NotNegative | None = None
 
 
+class Profile(Part):
+    """What a profiler's layers come to: the sum of their times."""
+
+    sum_ms: NotNegative | None = None
+
+
 class Roofline(Part):
     """One network beside its bounds."""
 
@@ -109,6 +118,14 @@ class Roofline(Part):
     resident_efficiency: NotNegative | None = None
     layers: tuple[Layer, ...] = ()
     peaks: Peaks | None = None
+    profile: Profile | None = None
+
+
+class SingleStreamPart(Part):
+    """Percentiles that hold with 99 % confidence by MLPerf's early-stopping rule; None where calls are too few."""
+
+    estimate_ms: Positive | None = None
+    p99_estimate_ms: Positive | None = None
 
 
 class RunFacts(Part):
@@ -119,6 +136,7 @@ class RunFacts(Part):
     spikes: tuple[tuple[int, int], ...] = ()
     warm_up: dict[str, Any] | None = None
     conditions: dict[str, Any] | None = None
+    parts_ns: dict[str, tuple[tuple[Nanoseconds, ...], ...]] = {}
 
 
 class RowPart(Part):
@@ -163,7 +181,13 @@ class RowPart(Part):
     )
     samples_ns: tuple[tuple[Nanoseconds, ...], ...] = Field(default=(), description="every call, round by round")
     run: RunFacts = RunFacts()
+    single_stream: SingleStreamPart | None = Field(default=None, description="of one image after another")
+    failure: dict[str, Any] | None = Field(default=None, description="`kind`, `text`, and last lines in `stderr`")
     roofline: Roofline | None = None
+    int8_share: Share | None = Field(
+        default=None,
+        description="of the multiply-accumulates, by what the runner reads back; null: no INT8 row, not told",
+    )
     weights: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -196,6 +220,28 @@ class RowPart(Part):
         return self.median_ms is not None and self.error is None
 
     @property
+    def mostly_float(self) -> bool:
+        """Whether it is an INT8 row whose arithmetic ran in floating point for the most part."""
+        return mostly_float(self.int8_share)
+
+    @property
+    def layers_off(self) -> float | None:
+        """How far the profiled layers' sum lies from the latency, as a share of it; None where either is not known."""
+        profile = self.roofline.profile if self.roofline else None
+        latency = self.roofline.measured_ms or self.median_ms if self.roofline else None
+        if profile is None or profile.sum_ms is None or latency is None:
+            return None
+        return profile.sum_ms / latency - 1
+
+    @property
+    def timed_layers(self) -> tuple[Layer, ...]:
+        """Layers whose times can be believed: none where their sum is not about the latency."""
+        off = self.layers_off
+        if self.roofline is None or (off is not None and abs(off) > MOST_LAYERS_OFF):
+            return ()
+        return tuple(layer for layer in self.roofline.layers if layer.time_ms is not None)
+
+    @property
     def known_accuracy(self) -> Top1 | None:
         """As the rule of `vexport.bench.accuracy` takes it."""
         return Top1(self.accuracy.top1_percent, self.accuracy.images) if self.accuracy else None
@@ -204,6 +250,16 @@ class RowPart(Part):
     def top1(self) -> float | None:
         """Top-1 in per cent; None where it is not known."""
         return self.accuracy.top1_percent if self.accuracy else None
+
+    @property
+    def told_p90_ms(self) -> float | None:
+        """None also where the calls are too few to tell."""
+        return None if self.single_stream and self.single_stream.estimate_ms is None else self.p90_ms
+
+    @property
+    def told_p99_ms(self) -> float | None:
+        """Likewise."""
+        return None if self.single_stream and self.single_stream.p99_estimate_ms is None else self.p99_ms
 
     @property
     def device_median_ms(self) -> float | None:
@@ -225,12 +281,14 @@ class GroupPart(Part):
     rows: tuple[RowPart, ...] = ()
     verdicts: tuple[str, ...] = ()
     conditions: dict[str, Any] | None = None
+    part: tuple[int, int] | None = None
 
     @property
     def title(self) -> str:
         """As `FP32, batch 1, 224x224, onnxruntime CPU`."""
         _, height, width = self.input_size
-        said = f"{self.precision}, batch {self.batch}, {height}x{width}, {self.backend}"
+        split = f", part {self.part[0]} of {self.part[1]}" if self.part else ""
+        said = f"{self.precision}, batch {self.batch}, {height}x{width}, {self.backend}{split}"
         return said if self.mode == "latency" else f"{said}, {self.mode}"
 
 

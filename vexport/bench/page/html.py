@@ -24,9 +24,19 @@ from vexport.bench.page.tables import (
     details,
     failure,
     layer_cells,
+    layer_sums,
     worst_layers,
 )
-from vexport.bench.page.words import INCOMPLETE, clean, notes, throughputs, title, weights_note
+from vexport.bench.page.words import (
+    INCOMPLETE,
+    clean,
+    last_words,
+    notes,
+    repeat_command,
+    throughputs,
+    title,
+    weights_note,
+)
 
 _NAME = re.compile(r"\b[A-Za-z]\w{0,19}(?:-[\w.]{0,9}\w){1,2}")
 
@@ -35,7 +45,7 @@ _BADGES: dict[Kind, str] = {
     "slower": "▼ No, slower",
     "undecided": "= Not to be told apart",
     "out of reach": "– None is accurate enough",
-    "unknown": "? Accuracy not known",
+    "unknown": "? Not known",
     "failed": "✕ Not measured",
 }
 
@@ -139,12 +149,15 @@ def _group(document: Document, group: GroupPart, index: int, figures: Sequence[F
     worst = [layer_cells(row, layer) for row, layer in worst_layers(group)]
     parts = [head, _main_table(document, group)]
     ran = _plain_table("What ran", DETAILS, [details(row) for row in group.rows], left=3)
-    parts.append(_list(notes(group)))
+    parts.append(_list([*notes(group), *last_words(group)]))
     parts.append(_folded("What ran: files, hashes, sizes, calls", ran))
     parts += [_figure(figure) for figure in figures if figure.group == index]
+    sums = _list(layer_sums(group))
     if worst:
         layers = _plain_table("Layers that lose most time", LAYERS, worst, left=3)
-        parts.append(_folded("Layers that lose most time against their bounds", layers))
+        parts.append(_folded("Layers that lose most time against their bounds", layers + sums))
+    elif sums:
+        parts.append(_folded("Times of the layers", sums))
     if group.conditions:
         parts.append(_folded("The machine meanwhile", _facts_table("Conditions", facts(group.conditions))))
     return f"{''.join(parts)}</section>\n"
@@ -260,7 +273,7 @@ def _environment(document: Document) -> str:
 def _repeat(document: Document) -> str:
     parts = []
     if document.command:
-        parts.append(f"<pre><code>{_text(document.command)}</code></pre>")
+        parts.append(f"<pre><code>{_text(repeat_command(document.command))}</code></pre>")
     if document.recipe:
         recipe = yaml.safe_dump(document.recipe, sort_keys=False, allow_unicode=True).rstrip()
         parts.append(_folded("The recipe", f"<pre><code>{_text(recipe)}</code></pre>"))

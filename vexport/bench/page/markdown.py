@@ -12,8 +12,18 @@ from vexport.bench.page.clocks import clock_headings, clock_lines, clocks
 from vexport.bench.page.document import Document, GroupPart
 from vexport.bench.page.figures import Figure
 from vexport.bench.page.method import facts, method
-from vexport.bench.page.tables import DETAILS, LAYERS, columns, details, failure, layer_cells, worst_layers
-from vexport.bench.page.words import INCOMPLETE, UNKNOWN, clean, notes, throughputs, title, weights_note
+from vexport.bench.page.tables import DETAILS, LAYERS, columns, details, failure, layer_cells, layer_sums, worst_layers
+from vexport.bench.page.words import (
+    INCOMPLETE,
+    UNKNOWN,
+    clean,
+    last_words,
+    notes,
+    repeat_command,
+    throughputs,
+    title,
+    weights_note,
+)
 
 _SPECIAL = re.compile(r"([\\`*\[\]~|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
@@ -86,9 +96,10 @@ def _group(document: Document, group: GroupPart) -> list[str]:
         f"## {_text(group.title)}",
         _list(group_verdicts(document, group)),
         _table([column.heading for column in shown], lines) if lines else "Nothing was measured in this group.",
-        _list(notes(group)),
+        _list([*notes(group), *last_words(group)]),
         *(["What ran:", _table(DETAILS, [details(row) for row in group.rows])] if lines else []),
         *(["Layers that lose most time against their bounds:", _table(LAYERS, worst)] if worst else []),
+        _list(layer_sums(group)),
     ]
 
 
@@ -103,7 +114,7 @@ def _figure(figure: Figure, folder: str) -> str:
 def _repeat(document: Document) -> list[str]:
     parts = ["## To repeat"]
     if document.command:
-        parts.append(_fenced(document.command, "sh"))
+        parts.append(_fenced(repeat_command(document.command), "sh"))
     if document.recipe:
         parts.append(_fenced(yaml.safe_dump(document.recipe, sort_keys=False, allow_unicode=True).rstrip(), "yaml"))
     return parts if len(parts) > 1 else []

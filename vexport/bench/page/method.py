@@ -7,6 +7,8 @@ from typing import Any
 
 from vexport.bench.accuracy import RULE
 from vexport.bench.page.document import Document
+from vexport.bench.scenarios import FAR_PERCENTILE, PERCENTILE, least_count
+from vexport.bench.statistics import LEAST_BLOCKS
 
 
 def method(document: Document) -> list[str]:
@@ -41,9 +43,13 @@ def method(document: Document) -> list[str]:
         "No call is left out or cut off. Figures that deserve doubt are marked unstable, with the reason: spikes, "
         "drift between rounds (from ten on without the fastest and the slowest tenth), throttling, other programs.",
         f"Intervals hold the truth in {level:.0%} of such measurements: a bootstrap over whole rounds, or Student's "
-        "below five of them. The ratio is the median of the rounds' ratios; slower or faster is said only where its "
-        "interval leaves 1 out.",
-        "Ratios stand only between networks of one table, which took turns with each other.",
+        f"below {LEAST_BLOCKS} of them. The ratio is the median of the rounds' ratios; slower or faster is said only "
+        "where its interval leaves 1 out.",
+        *_percentiles(document),
+        "Ratios to the baseline, and the answers, stand only between networks of one table, which took turns with each "
+        "other. Advice on what to take, and INT8 beside floating point, also compare tables that were measured one "
+        "after the other, and say so.",
+        "Images per second are the batch by the mean latency: throughput has to live with every slow call.",
         RULE,
         "Accuracies are measured on the very file that was timed, or published by the networks' authors for their "
         "trained weights; the tables say which.",
@@ -61,6 +67,18 @@ def _turns(told: Mapping[str, Any], baseline: str) -> str:
         f"The networks of a table took turns{rounds}{order}{seed}. A drift of the machine meets all alike, and each "
         f"round is compared with {baseline}'s of the same moment."
     )
+
+
+def _percentiles(document: Document) -> list[str]:
+    """Where single-stream percentiles are told."""
+    if not any(row.single_stream for group in document.groups for row in group.rows):
+        return []
+    return [
+        "p90 and p99 of one image after another are shown where the calls suffice to tell them with 99 % confidence, "
+        f"by the early-stopping rule of MLPerf Inference (SingleStream): from {least_count(PERCENTILE)} calls on and "
+        f"from {least_count(FAR_PERCENTILE)}; a dash stands for fewer. Only that rule is MLPerf's: these are no MLPerf "
+        "results."
+    ]
 
 
 def _calls(told: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ def draw_roofline(group: GroupPart, peaks: Peaks | None, series: Mapping[str, in
     networks = [(row, row.roofline) for row in group.rows if row.roofline and _network_rate(row.roofline)]
     if peaks is None or not networks:
         return None
-    layers = {id(row): [layer for layer in roofline.layers if _layer_rate(layer)] for row, roofline in networks}
+    layers = {id(row): [layer for layer in row.timed_layers if _layer_rate(layer)] for row, _ in networks}
     roofs = _roofs(peaks, [layer for found in layers.values() for layer in found])
     bandwidth, top_rate = peaks.bandwidth.per_s, max(roofs.values())
     intensities = [layer.intensity for found in layers.values() for layer in found]

@@ -7,14 +7,17 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
-from vexport.bench.page.document import Document, GroupPart, Interval, Layer, RowPart
+from vexport.bench.device import DEVICE
+from vexport.bench.page.document import MOST_LAYERS_OFF, Document, GroupPart, Interval, Layer, RowPart
 from vexport.bench.page.words import UNKNOWN, as_published, clean, number, percent, span, stability
 from vexport.bench.report import published_clock, times, times_span
 
 LAYERS_SHOWN = 8
 PUBLISHED = "Published: "
+NOT_JUDGED = "not judged: mostly floating point"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Column:
 def columns(document: Document, group: GroupPart) -> list[Column]:
     """The columns that the group has figures for."""
     against = f"Time against {document.baseline_name}"
+    baseline = next((row for row in group.rows if row.network == document.baseline), None)
     measured = any(row.accuracy and row.accuracy.source == "measured" for row in group.rows)
     clocks = dict.fromkeys(("PyTorch", published_clock(group.backend, group.precision)))
     floats = {row.against_float.precision: None for row in group.rows if row.against_float}
@@ -50,7 +54,7 @@ def columns(document: Document, group: GroupPart) -> list[Column]:
         (True, Column("Network", lambda row: row.name, numeric=False, needs_latency=False)),
         (True, Column("Top-1", lambda row: percent(row.top1), _source, needs_latency=False, sort=lambda row: row.top1)),
         (True, Column("Median, ms", lambda row: number(row.median_ms), _median_span, sort=lambda row: row.median_ms)),
-        (True, Column(against, _ratio, partial(_ratio_note, document), sort=lambda row: _value(row.ratio))),
+        (True, Column(against, _ratio, partial(_ratio_note, document, baseline), sort=lambda row: _value(row.ratio))),
         (
             bool(floats),
             Column(
@@ -60,13 +64,22 @@ def columns(document: Document, group: GroupPart) -> list[Column]:
                 sort=lambda row: _value(row.against_float),
             ),
         ),
-        (True, Column("p90, ms", lambda row: number(row.p90_ms), sort=lambda row: row.p90_ms)),
-        (True, Column("p99, ms", lambda row: number(row.p99_ms), sort=lambda row: row.p99_ms)),
+        (True, Column("p90, ms", lambda row: number(row.told_p90_ms), sort=lambda row: row.told_p90_ms)),
+        (True, Column("p99, ms", lambda row: number(row.told_p99_ms), sort=lambda row: row.told_p99_ms)),
         (
             any(row.device_median_ms is not None for row in group.rows),
-            Column("GPU time, ms", lambda row: number(row.device_median_ms), sort=lambda row: row.device_median_ms),
+            Column(
+                "GPU time, ms",
+                lambda row: number(row.device_median_ms),
+                _gpu_note,
+                sort=lambda row: row.device_median_ms,
+            ),
         ),
         (True, Column("Images/s", lambda row: number(row.images_per_s), sort=lambda row: row.images_per_s)),
+        (
+            any(row.int8_share is not None for row in group.rows),
+            Column("Ran in INT8", _int8_share, lambda _row: "of the arithmetic", sort=lambda row: row.int8_share),
+        ),
         (True, Column("Stability", _stability, lambda row: "; ".join(row.unstable_because), numeric=False)),
         (
             measured and any(row.published_top1 is not None for row in group.rows),
@@ -117,12 +130,24 @@ def _ratio(row: RowPart) -> str:
     return times(row.ratio.value) if row.ratio else UNKNOWN
 
 
-def _ratio_note(document: Document, row: RowPart) -> str:
+def _gpu_note(row: RowPart) -> str:
+    """What the host did meanwhile, and whether the GPU waited for it."""
+    parts = {name: [value for part in rounds for value in part] for name, rounds in row.run.parts_ns.items()}
+    said = [f"{name} {number(median(values) / 1e6)}" for name, values in parts.items() if values and name != DEVICE]
+    return ", ".join([*said, *(["waits for the host"] if (row.device_ms or {}).get("waits_for_host") else [])])
+
+
+def _int8_share(row: RowPart) -> str:
+    return UNKNOWN if row.int8_share is None else f"{row.int8_share:.0%}"
+
+
+def _ratio_note(document: Document, baseline: RowPart | None, row: RowPart) -> str:
     if row.network == document.baseline:
         return "baseline"
     if row.ratio is None:
         return "no baseline in this group"
-    return _in_words(row.ratio)
+    judged = not row.mostly_float and not (baseline and baseline.mostly_float)
+    return _in_words(row.ratio) if judged else f"{times_span(row.ratio)}, {NOT_JUDGED}"
 
 
 def _float_ratio(row: RowPart) -> str:
@@ -134,7 +159,9 @@ def _float_value(row: RowPart) -> float | None:
 
 
 def _float_note(row: RowPart) -> str:
-    return _in_words(row.against_float) if row.against_float else ""
+    if row.against_float is None:
+        return ""
+    return f"{times_span(row.against_float)}, {NOT_JUDGED}" if row.mostly_float else _in_words(row.against_float)
 
 
 def _in_words(ratio: Interval) -> str:
@@ -187,11 +214,27 @@ def worst_layers(group: GroupPart) -> list[tuple[RowPart, Layer]]:
     timed = [
         (row, layer)
         for row in group.rows
-        if row.roofline
-        for layer in row.roofline.layers
+        for layer in row.timed_layers
         if layer.time_ms is not None and layer.time_ms > layer.bound_ms
     ]
     return sorted(timed, key=lambda pair: pair[1].bound_ms - (pair[1].time_ms or 0.0))[:LAYERS_SHOWN]
+
+
+def layer_sums(group: GroupPart) -> list[str]:
+    """What each row's profiled layers sum to beside its latency, and whose times are withheld for it."""
+    said = []
+    for row in group.rows:
+        off, profile = row.layers_off, row.roofline.profile if row.roofline else None
+        if row.roofline is None or profile is None or off is None:
+            continue
+        latency = row.roofline.measured_ms or row.median_ms
+        text = (
+            f"{row.name}: the profiled layers sum to {number(profile.sum_ms)} ms, its latency is {number(latency)} ms"
+        )
+        if abs(off) > MOST_LAYERS_OFF:
+            text += f". They differ by {abs(off):.0%}: the profile was disturbed, and its layers' times are not shown"
+        said.append(text + ".")
+    return said
 
 
 def layer_cells(row: RowPart, layer: Layer) -> list[str]:
@@ -221,7 +264,8 @@ def csv_line(document: Document, group: GroupPart, row: RowPart) -> dict[str, An
         "ratio_low": ratio.low if ratio else None, "ratio_high": ratio.high if ratio else None,
         "interval_level": ratio.level if ratio else None, "against_float": _value(beside),
         "against_float_low": beside.low if beside else None, "against_float_high": beside.high if beside else None,
-        "against_float_precision": beside.precision if beside else None, "stability": stability(row),
+        "against_float_precision": beside.precision if beside else None, "int8_share": row.int8_share,
+        "stability": stability(row),
         "bound_ms": roofline.bound_ms if roofline else None,
         "resident_bound_ms": roofline.resident_bound_ms if roofline else None,
         "binds": roofline.binds if roofline else None, "published_top1_percent": row.published_top1,
@@ -237,9 +281,9 @@ CSV_COLUMNS = (
     "artifact_sha256", "weights", "size_bytes", "parameters", "gmacs", "depth", "top1_percent", "top1_source",
     "top1_images", "median_ms", "median_low_ms", "median_high_ms", "p90_ms", "p99_ms", "cv", "calls", "images_per_s",
     "device_median_ms", "baseline", "ratio", "ratio_low", "ratio_high", "interval_level", "against_float",
-    "against_float_low", "against_float_high", "against_float_precision", "stability", "error", "bound_ms",
-    "resident_bound_ms", "binds", "published_top1_percent", "published_a100_ms", "published_a100_pytorch_ms",
-    "published_a100_tensorrt_fp32_ms", "published_a100_tensorrt_fp16_ms",
+    "against_float_low", "against_float_high", "against_float_precision", "int8_share", "stability", "error",
+    "bound_ms", "resident_bound_ms", "binds", "published_top1_percent", "published_a100_ms",
+    "published_a100_pytorch_ms", "published_a100_tensorrt_fp32_ms", "published_a100_tensorrt_fp16_ms",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from vexport.bench.advice import SUBJECT
@@ -10,7 +11,7 @@ from vexport.bench.page.document import Document, GroupPart, Interval, RowPart, 
 from vexport.bench.report import compared
 
 UNKNOWN = "–"
-INCOMPLETE = "Incomplete: the measurement was interrupted; some networks or groups are missing."
+INCOMPLETE = "Incomplete: the measurement was interrupted; some networks, groups or rooflines are missing."
 
 
 def digits(value: float, count: int = 4) -> str:
@@ -57,6 +58,17 @@ def percent(value: float | None) -> str:
 def compare(row: RowPart, rival: RowPart, ratio: Interval) -> str:
     """Which of two is faster, by how much, as a sentence without its full stop."""
     return compared(row.name, rival.name, ratio)
+
+
+def int8_shares(rows: Sequence[RowPart]) -> str:
+    """How much of each row's arithmetic ran in INT8, as `in INT8 ran 0 % of ResNet-50's arithmetic`."""
+    parts = [f"{row.int8_share:.0%} of {row.name}'s" for row in rows if row.int8_share is not None]
+    return f"in INT8 ran {', '.join(parts)} arithmetic"
+
+
+def repeat_command(command: str) -> str:
+    """The command that measures the whole again; one that went on with an earlier run says so by `--resume`."""
+    return re.sub(r"(?<=\s)--resume(?:\s+|$)", "", command).rstrip()
 
 
 def stability(row: RowPart) -> str:
@@ -149,6 +161,12 @@ def notes(group: GroupPart) -> list[str]:
         for note in row.notes:
             found.setdefault(note, []).append(row.name)
     return [f"{note}." if len(who) == len(rows) > 1 else f"{', '.join(who)}: {note}." for note, who in found.items()]
+
+
+def last_words(group: GroupPart) -> list[str]:
+    """The last lines of each network that failed and wrote some."""
+    found = ((row, (row.failure or {}).get("stderr") or ()) for row in group.rows)
+    return [f"{row.name} ended with: {' / '.join(map(str, lines))}" for row, lines in found if lines]
 
 
 def title(document: Document) -> str:
