@@ -112,7 +112,7 @@ def _roofline_note(document: Document, group: GroupPart) -> str:
         return ""
     said = (
         f"The roofs were measured on {peaks.device} in the same run, the slope by copying and reading memory, the "
-        "ceilings by matrix products or convolutions, whichever was faster. Bytes are counted as if every layer read and "
-        "wrote memory: what a cache holds may lie above the slope. Layers that do not multiply are not shown."
+        "ceilings by matrix products or convolutions, whichever was faster. Bytes are counted as if every layer read "
+        "and wrote memory: what a cache holds may lie above the slope. Layers that do not multiply are not shown."
     )
     return f"{said} The roofs varied by {peaks.unsteady:.0%}: other programs ran." if peaks.unsteady else said
