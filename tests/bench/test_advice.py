@@ -202,8 +202,8 @@ def test_int8_that_did_not_run_is_neither_judged_nor_picked() -> None:
         picks, why = said_of(FIVE, FIFTY, shallow)
         assert "INT8" not in picks
         assert why == (
-            "INT8 in onnxruntime is not judged where most of the arithmetic ran in floating point: of it in INT8 ran "
-            "ResNet-50 0%."
+            "INT8 in onnxruntime is not judged where most of the arithmetic ran in floating point; shares that ran "
+            "in INT8: ResNet-50 0%."
         )
     deep = replace(option("ResNet-50", 33, 79.7, precision="INT8"), int8_share=0.97)
     assert "is slower than floating point" in said_of(FIVE, FIFTY, deep)[-1]

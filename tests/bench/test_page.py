@@ -546,9 +546,9 @@ def test_int8_that_did_not_run_gets_no_verdict(document: Doc) -> None:
     group = typed.groups[0]
     for answer in answers(typed, group)[:2]:
         assert answer.kind == "unknown"
-        assert answer.text == f"No INT8 verdict: in INT8 ran 0% of {answer.rival.name}'s arithmetic."
+        assert answer.text == f"No INT8 verdict: 0% of {answer.rival.name}'s arithmetic ran in INT8."
     said = group_verdicts(typed, group)
-    assert said[0] == "No INT8 verdicts beside ResNet-50: in INT8 ran 0% of ResNet-50's arithmetic."
+    assert said[0] == "No INT8 verdicts beside ResNet-50: 0% of ResNet-50's arithmetic ran in INT8."
     assert not any("faster" in line or "slower" in line for line in said)
     found = clocks(typed)
     assert found is not None
@@ -566,8 +566,8 @@ def test_a_network_that_did_not_run_in_int8_does_not_answer_for_the_others(docum
     answer = answers(typed, typed.groups[0])[0]
     assert answer.row is not None
     assert answer.row.network == "vanillanet_13", "the next one of its accuracy"
-    assert answer.text.endswith(" Not judged: in INT8 ran 30% of VanillaNet-9's arithmetic.")
-    assert "No INT8 verdict on VanillaNet-9: in INT8 ran 30% of VanillaNet-9's arithmetic." in group_verdicts(
+    assert answer.text.endswith(" Not judged: 30% of VanillaNet-9's arithmetic ran in INT8.")
+    assert "No INT8 verdict on VanillaNet-9: 30% of VanillaNet-9's arithmetic ran in INT8." in group_verdicts(
         typed, typed.groups[0]
     )
     for row in document["groups"][0]["rows"]:

@@ -267,8 +267,8 @@ def _int8(found: Sequence[tuple[Option, Option, Ratio]]) -> list[str]:
         shares = ", ".join(f"{option.title} {option.int8_share:.0%}" for option in mine)
         if mine:
             said.append(
-                f"INT8 in {backend} is not judged where most of the arithmetic ran in floating point: of it in "
-                f"INT8 ran {shares}."
+                f"INT8 in {backend} is not judged where most of the arithmetic ran in floating point; shares that ran "
+                f"in INT8: {shares}."
             )
         for option, other, by in found:
             if mostly_float(option.int8_share):

@@ -61,9 +61,9 @@ def compare(row: RowPart, rival: RowPart, ratio: Interval) -> str:
 
 
 def int8_shares(rows: Sequence[RowPart]) -> str:
-    """How much of each row's arithmetic ran in INT8, as `in INT8 ran 0 % of ResNet-50's arithmetic`."""
+    """How much of each row's arithmetic ran in INT8, as `0% of ResNet-50's arithmetic ran in INT8`."""
     parts = [f"{row.int8_share:.0%} of {row.name}'s" for row in rows if row.int8_share is not None]
-    return f"in INT8 ran {', '.join(parts)} arithmetic"
+    return f"{', '.join(parts)} arithmetic ran in INT8"
 
 
 def repeat_command(command: str) -> str:
