@@ -293,5 +293,5 @@ def test_ctrl_c_between_two_groups_says_how_to_go_on_and_no_more(
     assert result.exit_code == 130, result.output
     (said,) = [line for line in result.stderr.splitlines() if "interrupted" in line]
     assert said.startswith("interrupted: 1 of 2 groups are in ")
-    assert said.endswith("bench.json; go on with: vexport bench mine.yaml tiny.onnx --resume")
+    assert said.endswith("bench.partial.json; go on with: vexport bench mine.yaml tiny.onnx --resume")
     assert "half-written" not in result.stderr
