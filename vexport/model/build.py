@@ -38,12 +38,11 @@ def read_spec(data: Mapping[str, Any]) -> Spec:
     """The spec that a file of ours describes.
 
     Raises:
-        TypeError, KeyError, ValueError: the description is damaged; InputError, which is one: no such network.
+        TypeError, KeyError: the description is damaged.
+        InputError: it names no network that there is.
     """
     if "ablation" in data:
-        fields = AblationSpec.from_json(data).to_json()
-        del fields["ablation"]
-        return make_ablation_spec(**fields)
+        return make_ablation_spec(**{key: value for key, value in data.items() if key != "ablation"})
     spec = NetworkSpec.from_json(data)
     get_variant(spec.variant)
     return spec

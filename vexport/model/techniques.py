@@ -1,6 +1,6 @@
 """The paper's two techniques for any network: deep training of convolutions, and series activations in place of ReLUs.
 
-Source: arXiv 2305.12972, section 3.1 (deep training) and 3.2 (series activation); supplement, table 4: the same two
+Source: arXiv 2305.12972, section 3.1 (deep training) and 3.2 (series activation); its ablation study has the same two
 techniques on AlexNet and ResNet-50. `apply_techniques` puts them into a network, `merge_techniques` takes them out
 again: each pair of convolutions becomes one, each BatchNorm of an activation becomes its bias.
 """
