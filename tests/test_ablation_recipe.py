@@ -116,6 +116,31 @@ def test_the_base_may_stand_beside_it(write: Write, tmp_path: Path, monkeypatch:
     assert load_ablation(path).plan("n0", 0).epochs == 11
 
 
+MERGED = """\
+base: quickstart
+reference: n = 0
+runs:
+  n0: {row: V5, column: n = 0, set: &usual {network.act_num: 0, epochs: 9, optimizer.lr: 2.0e-3}}
+  n1:
+    row: V5
+    column: n = 1
+    set:
+      <<: *usual
+      network.act_num: 1
+"""
+
+
+def test_what_stands_beside_a_merged_section_takes_its_place(write: Write) -> None:
+    ablation = load_ablation(write(MERGED))
+    one, other = (ablation.plan(run, 0) for run in ("n0", "n1"))
+    assert (one.network.act_num, other.network.act_num) == (0, 1)
+    assert one.epochs == other.epochs == 9
+    twice = details(write(MERGED + "      network.act_num: 2\n"))
+    assert twice == ["11: runs.n1.set.network.act_num: given before, on line 10"]
+    (wrong,) = details(write(MERGED + "      epochs: none\n"))
+    assert wrong.startswith("11: runs.n1.set.epochs: ")
+
+
 def test_errors_of_the_ablation_itself(write: Write) -> None:
     text = """\
 bse: quickstart
@@ -246,7 +271,9 @@ PUBLISHED: dict[str, Callable[[Recipe], float | None]] = {
     "shortcuts": lambda plan: {"none": 76.36, "before": 75.92, "after": 75.72}[plan.network.shortcut],
     "series_terms": lambda plan: {0: 60.53, 1: 74.53, 2: None, 3: 76.36, 4: None}[plan.network.act_num],
     "slope": lambda plan: None,
+    "techniques_lecun": lambda plan: TECHNIQUES[plan.network.model][plan.network.techniques],
 }
+COUNTS = {"techniques": 12, "shortcuts": 3, "series_terms": 5, "slope": 3, "techniques_lecun": 4}
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -254,7 +281,7 @@ def test_the_sets_that_ship(name: str) -> None:
     ablation = load_ablation(name)
     for run, section in ablation.recipe.runs.items():
         assert section.published == PUBLISHED[name](ablation.plan(run, 0)), run
-    assert len(ablation.recipe.runs) == {"techniques": 12, "shortcuts": 3, "series_terms": 5, "slope": 3}[name]
+    assert len(ablation.recipe.runs) == COUNTS[name]
     assert ablation.recipe.reference in {run.column for run in ablation.recipe.runs.values()}
     assert ablation.file.read_text().startswith(f"# vexport ablate {name} --data DIR\n")
     assert run_name("n0", 3) == ablation.plan(next(iter(ablation.recipe.runs)), 3).name.replace(
@@ -264,6 +291,13 @@ def test_the_sets_that_ship(name: str) -> None:
 
 def test_all_sets_that_ship_are_known_here() -> None:
     assert shipped_recipes(FOLDER) == sorted(PUBLISHED)
+
+
+def test_the_two_sets_of_techniques_differ_in_the_first_weights_alone() -> None:
+    usual, by_fan_in = load_ablation("techniques"), load_ablation("techniques_lecun", ["network.init=published"])
+    for run in by_fan_in.recipe.runs:
+        one, other = usual.plan(f"vanillanet_{run}", 0), by_fan_in.plan(run, 0)
+        assert other.to_json() | {"name": ""} == one.to_json() | {"name": ""}
 
 
 def test_the_techniques_are_crossed() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
+from colours import save_graph, save_images
 from typer.testing import CliRunner
 
 from vexport.cli.app import app
@@ -97,3 +98,17 @@ def save(folder: Path) -> Save:
 def ckpt(save: Save, state: State) -> Path:
     """A sound checkpoint, `ckpt.pth` in the folder."""
     return save(state)
+
+
+@pytest.fixture
+def colours(folder: Path) -> Path:
+    """A graph that tells colours apart."""
+    save_graph(folder / "colours.onnx")
+    return Path("colours.onnx")
+
+
+@pytest.fixture
+def images(folder: Path) -> Path:
+    """Images of these colours, by class."""
+    save_images(folder / "images")
+    return Path("images")

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.bench.page_document import synthetic_document
+from tests.bench.page.document import synthetic_document
 from vexport.pipeline.bench_compare import read_document
 
 from .conftest import Invoke

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from colours import prepared, save_graph, save_images
+from colours import prepared, save_graph
 
 from vexport.graph.quantize import conv_edges
 from vexport.workspace import hash_file, read_manifest
@@ -22,25 +22,13 @@ OUT = Path("vexport-out/colours.int8.onnx")
 
 
 @pytest.fixture
-def graph(folder: Path) -> Path:
-    save_graph(folder / "colours.onnx")
-    return Path("colours.onnx")
-
-
-@pytest.fixture
-def images(folder: Path) -> Path:
-    save_images(folder / "images")
-    return Path("images")
-
-
-@pytest.fixture
 def plain(folder: Path) -> Path:
     np.save(folder / "plain.npy", prepared(96))
     return Path("plain.npy")
 
 
-def test_the_tables(invoke: Invoke, graph: Path, images: Path) -> None:
-    result = invoke("quantize", graph, "--calib", images, "--images", "64", "--layers")
+def test_the_tables(invoke: Invoke, colours: Path, images: Path) -> None:
+    result = invoke("quantize", colours, "--calib", images, "--images", "64", "--layers")
     assert result.exit_code == 0, result.output
     assert result.stderr.splitlines() == [
         "graph: colours.onnx",
@@ -68,27 +56,27 @@ def test_the_tables(invoke: Invoke, graph: Path, images: Path) -> None:
     assert result.stdout.splitlines()[-1].startswith(f"{OUT}  ")
 
 
-def test_without_labels_it_says_that_it_is_not_accuracy(invoke: Invoke, graph: Path, plain: Path) -> None:
-    result = invoke("quantize", graph, "--calib", plain)
+def test_without_labels_it_says_that_it_is_not_accuracy(invoke: Invoke, colours: Path, plain: Path) -> None:
+    result = invoke("quantize", colours, "--calib", plain)
     assert result.exit_code == 0, result.output
     assert "the same class as FP32 on 100.0% of 12 held-out images" in result.stdout
     assert "this is agreement, not accuracy" in result.stderr
 
 
-def test_again_is_up_to_date(invoke: Invoke, graph: Path, images: Path, folder: Path) -> None:
-    first = invoke("quantize", graph, "--calib", images)
+def test_again_is_up_to_date(invoke: Invoke, colours: Path, images: Path, folder: Path) -> None:
+    first = invoke("quantize", colours, "--calib", images)
     before = files_of(folder)
-    again = invoke("quantize", graph, "--calib", images)
+    again = invoke("quantize", colours, "--calib", images)
     assert again.exit_code == 0
     assert again.stdout.replace("up to date: ", "") == first.stdout
     assert again.stdout.splitlines()[-1].startswith(f"up to date: {OUT}")
     assert files_of(folder) == before
-    said = json.loads(invoke("quantize", graph, "--calib", images, "--json").stdout)
+    said = json.loads(invoke("quantize", colours, "--calib", images, "--json").stdout)
     assert (said["up_to_date"], said["path"]) == (True, str(OUT))
 
 
-def test_json_is_one_document(invoke: Invoke, graph: Path, images: Path) -> None:
-    result = invoke("quantize", graph, "--calib", images, "--keep", "last", "--keep", "first", "--json")
+def test_json_is_one_document(invoke: Invoke, colours: Path, images: Path) -> None:
+    result = invoke("quantize", colours, "--calib", images, "--keep", "last", "--keep", "first", "--json")
     assert result.exit_code == 0
     assert result.stderr == ""
     said = json.loads(result.stdout)
@@ -100,13 +88,13 @@ def test_json_is_one_document(invoke: Invoke, graph: Path, images: Path) -> None
     assert [layer["quantised"] for layer in said["manifest"]["facts"]["layers"]] == [False, True, False]
 
 
-def test_it_is_the_graph_that_the_other_commands_take(invoke: Invoke, graph: Path, images: Path) -> None:
-    assert invoke("quantize", graph, "--calib", images).exit_code == 0
+def test_it_is_the_graph_that_the_other_commands_take(invoke: Invoke, colours: Path, images: Path) -> None:
+    assert invoke("quantize", colours, "--calib", images).exit_code == 0
     evaluated = json.loads(invoke("eval", OUT, "--data", images, "--json").stdout)
     assert evaluated["artifact"]["top1_percent"] == 100.0
     inspected = json.loads(invoke("inspect", OUT, "--json").stdout)
     assert inspected["facts"]["precision"] == "int8"
-    checked = invoke("check", graph, OUT, "--tolerance", "0.2")
+    checked = invoke("check", colours, OUT, "--tolerance", "0.2")
     assert checked.exit_code == 0, checked.output
 
 
@@ -160,33 +148,33 @@ def test_bare_it_takes_the_newest_fp32_graph(invoke: Invoke, save: Save, state: 
     assert "up to date" in invoke("quantize", "--calib", images, "--method", "minmax").stdout
 
 
-def test_refusals(refused: Refused, graph: Path, images: Path, plain: Path, folder: Path) -> None:
+def test_refusals(refused: Refused, colours: Path, images: Path, plain: Path, folder: Path) -> None:
     (folder / "empty").mkdir()
-    assert "there is no image in empty" in refused("quantize", graph, "--calib", "empty")
-    assert "nowhere does not exist" in refused("quantize", graph, "--calib", "nowhere")
-    assert "holds no calibration images" in refused("quantize", graph, "--calib", graph)
+    assert "there is no image in empty" in refused("quantize", colours, "--calib", "empty")
+    assert "nowhere does not exist" in refused("quantize", colours, "--calib", "nowhere")
+    assert "holds no calibration images" in refused("quantize", colours, "--calib", colours)
     np.save("large.npy", np.zeros((4, 3, 16, 16), np.float32))
-    assert "holds 4x3x16x16, the network takes Nx3x8x8" in refused("quantize", graph, "--calib", "large.npy")
+    assert "holds 4x3x16x16, the network takes Nx3x8x8" in refused("quantize", colours, "--calib", "large.npy")
     np.save("same.npy", np.repeat(prepared(1), 32, axis=0))
-    assert "all 28 images are the same" in refused("quantize", graph, "--calib", "same.npy")
+    assert "all 28 images are the same" in refused("quantize", colours, "--calib", "same.npy")
     np.save("grey.npy", np.zeros((32, 3, 8, 8), np.float32))
-    assert "of one colour: there is nothing to calibrate on" in refused("quantize", graph, "--calib", "grey.npy")
-    assert "no convolution relu" in refused("quantize", graph, "--calib", plain, "--keep", "relu")
+    assert "of one colour: there is nothing to calibrate on" in refused("quantize", colours, "--calib", "grey.npy")
+    assert "no convolution relu" in refused("quantize", colours, "--calib", plain, "--keep", "relu")
     np.save("one.npy", prepared(1))
-    assert "there is 1 image to calibrate on" in refused("quantize", graph, "--calib", "one.npy")
+    assert "there is 1 image to calibrate on" in refused("quantize", colours, "--calib", "one.npy")
     for index in range(11):
         Path(images, "red", f"{index:03}.png").write_bytes(b"no image")
-    said = refused("quantize", graph, "--calib", images)
+    said = refused("quantize", colours, "--calib", images)
     assert "more than 10 calibration images cannot be read" in said
     assert said.count("red/") >= 11
 
 
-def test_a_quantised_graph_is_refused(invoke: Invoke, refused: Refused, graph: Path, plain: Path) -> None:
-    assert invoke("quantize", graph, "--calib", plain).exit_code == 0
+def test_a_quantised_graph_is_refused(invoke: Invoke, refused: Refused, colours: Path, plain: Path) -> None:
+    assert invoke("quantize", colours, "--calib", plain).exit_code == 0
     shutil.copy(OUT, "other.onnx")
     assert "other.onnx is quantised already" in refused("quantize", "other.onnx", "--calib", plain)
 
 
-def test_usage(invoke: Invoke, graph: Path) -> None:
-    assert invoke("quantize", graph).exit_code == 2, "there is nothing to calibrate on"
-    assert invoke("quantize", graph, "--calib", ".", "--method", "best").exit_code == 2
+def test_usage(invoke: Invoke, colours: Path) -> None:
+    assert invoke("quantize", colours).exit_code == 2, "there is nothing to calibrate on"
+    assert invoke("quantize", colours, "--calib", ".", "--method", "best").exit_code == 2

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def ablate(
     ablation: Annotated[
         str,
-        typer.Argument(metavar="SET", help="techniques, shortcuts, series_terms, slope, or the path of a .yaml file."),
+        typer.Argument(
+            metavar="SET", help="techniques, techniques_lecun, shortcuts, series_terms, slope, or a .yaml file."
+        ),
     ],
     data: Annotated[
         str | None,

@@ -21,6 +21,8 @@ def check_together(recipe: Recipe) -> list[Finding]:
         findings.append((("deep_training", "decay_epochs"), message))
     if is_ablation(recipe):
         findings += _check_ablation(recipe)
+    if recipe.network.init != "published":
+        findings += _check_init(recipe)
     if recipe.schedule.warmup_epochs >= recipe.epochs:
         message = f"{recipe.schedule.warmup_epochs:g} should be less than the {recipe.epochs} epochs"
         findings.append((("schedule", "warmup_epochs"), message))
@@ -65,6 +67,20 @@ def _check_ablation(recipe: Recipe) -> list[Finding]:
     if recipe.network.shortcut != "none" and recipe.network.model in ABLATION_ONLY:
         findings.append((("network", "shortcut"), f"should be none: {recipe.network.model} has no stages to go around"))
     return findings
+
+
+def _check_init(recipe: Recipe) -> list[Finding]:
+    """Where the first weights are not drawn, or not by us."""
+    network = recipe.network
+    if network.model in ABLATION_ONLY:
+        reason = f"{network.model} is drawn as its library draws it"
+    elif network.init_from is not None:
+        reason = "the weights are those of network.init_from"
+    elif recipe.qat is not None:
+        reason = "the weights are those of qat.start_from"
+    else:
+        return []
+    return [(("network", "init"), f"should be published: {reason}")]
 
 
 def _check_qat(recipe: Recipe) -> list[Finding]:

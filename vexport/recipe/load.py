@@ -46,7 +46,7 @@ def recipe_hash(recipe: Recipe) -> str:
     # Recipes that are older than these keep their hash.
     if plain["qat"] is None:
         del plain["qat"]
-    for name, usual in (("techniques", "both"), ("shortcut", "none")):
+    for name, usual in (("techniques", "both"), ("shortcut", "none"), ("init", "published")):
         if plain["network"][name] == usual:
             del plain["network"][name]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
@@ -232,10 +232,14 @@ def _walk(
             lines[here] = item.start_mark.line + 1
             _walk(item, here, lines, duplicates, seen)
     elif isinstance(node, yaml.MappingNode):
+        own = set()
         for key, value in node.value:
             here, line = (*at, str(key.value)), key.start_mark.line + 1
-            if here in lines:
+            if here in own:
                 duplicates.append((line, here, f"given before, on line {lines[here]}"))
+            if id(key) not in seen:  # else it came with `<<`: what is given beside that takes its place
+                seen.add(id(key))
+                own.add(here)
             lines[here] = line
             _walk(value, here, lines, duplicates, seen)
 

@@ -34,6 +34,9 @@ class NetworkSection(Section):
     For ablations, each of the paper's `techniques` can be left out, `shortcut` adds each stage's input before or after
     its activation, and `model` may also be `alexnet` or `resnet50`.
 
+    `init` draws the convolutions' first weights: as the training code does (truncated normal of 0.02, which suits wide
+    layers), or by fan-in, which suits narrow ones too.
+
     `init_from` names a checkpoint in training form to start from, as a path, or as another recipe whose best
     checkpoint is in the workspace.
     """
@@ -45,6 +48,7 @@ class NetworkSection(Section):
     stem_stride: Annotated[Int, Field(ge=1, le=8)] | None = None
     techniques: Literal["none", "deep", "series", "both"] = "both"
     shortcut: Literal["none", "before", "after"] = "none"
+    init: Literal["published", "lecun_normal"] = "published"
     init_from: str | None = None
 
 

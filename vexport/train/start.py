@@ -8,6 +8,7 @@ from pathlib import Path
 from vexport.model.ablation import AblationSpec
 from vexport.model.build import Network, Spec, build_network
 from vexport.model.checkpoint import load_checkpoint
+from vexport.model.vanillanet import init_lecun_normal
 from vexport.recipe import Recipe
 from vexport.train.data import TrainingData
 from vexport.train.qat import fake_quantise, load_start
@@ -36,9 +37,9 @@ def make_network(
     """
     drop_rate = recipe.network.drop_rate
     if isinstance(spec, AblationSpec):
-        return build_network(spec, drop_rate=drop_rate)
+        return _initialised(build_network(spec, drop_rate=drop_rate), recipe)
     if recipe.qat is None:
-        network = build_network(spec, drop_rate=drop_rate)
+        network = _initialised(build_network(spec, drop_rate=drop_rate), recipe)
         if start is not None:
             for block in carry_over(network, spec, load_checkpoint(start)):
                 tell(f"  {block}")
@@ -49,3 +50,7 @@ def make_network(
     if loaded.preprocessing != data.preprocessing:
         tell(f"note: {start.name} was trained on images that are prepared otherwise")
     return network
+
+
+def _initialised(network: Network, recipe: Recipe) -> Network:
+    return network if recipe.network.init == "published" else network.apply(init_lecun_normal)

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from colours import prepared, save_graph, save_images
+from colours import prepared
 
+from tests.cli.conftest import Invoke, files_of
 from vexport.pipeline import quantize_gate
 from vexport.workspace import hash_file, read_manifest
 
-from .conftest import Invoke, files_of
+from .conftest import A100, Refused
 
-pytest.importorskip("tensorrt_rtx", reason="there is no TensorRT for RTX for this platform")
-
-Refused = Callable[..., str]
-A100 = ("--target", "a100")
 OUT = Path("vexport-out")
 ENGINE = OUT / "colours.int8.sm80.engine"
 
 
 @pytest.fixture
-def graph(folder: Path) -> Path:
-    save_graph(folder / "colours.onnx")
-    return Path("colours.onnx")
-
-
-@pytest.fixture
-def images(folder: Path) -> Path:
-    save_images(folder / "images")
-    return Path("images")
-
-
-@pytest.fixture
-def int8(invoke: Invoke, graph: Path, images: Path) -> Path:
-    assert invoke("quantize", graph, "--calib", images).exit_code == 0
+def int8(invoke: Invoke, colours: Path, images: Path) -> Path:
+    assert invoke("quantize", colours, "--calib", images).exit_code == 0
     return OUT / "colours.int8.onnx"
 
 
@@ -49,8 +33,8 @@ def test_nothing_to_take(refused: Refused) -> None:
     assert "quantise it first: `vexport quantize --calib DIR`" in said
 
 
-def test_an_fp32_graph_needs_images(refused: Refused, graph: Path) -> None:
-    said = refused("trt", "--int8", graph, *A100)
+def test_an_fp32_graph_needs_images(refused: Refused, colours: Path) -> None:
+    said = refused("trt", "--int8", colours, *A100)
     assert "colours.onnx is fp32, the engine shall be int8" in said
     assert "give --calib DIR" in said
 
@@ -59,8 +43,8 @@ def test_a_checkpoint_needs_images_before_it_is_exported(refused: Refused, ckpt:
     assert "ckpt.pth is not quantised" in refused("trt", "--int8", ckpt, *A100)
 
 
-def test_an_fp32_graph_is_quantised_on_the_way(invoke: Invoke, graph: Path, images: Path) -> None:
-    result = invoke("trt", "--int8", graph, "--calib", images, *A100)
+def test_an_fp32_graph_is_quantised_on_the_way(invoke: Invoke, colours: Path, images: Path) -> None:
+    result = invoke("trt", "--int8", colours, "--calib", images, *A100)
     assert result.exit_code == 0, result.output
     assert "graph: vexport-out/colours.int8.onnx, quantised just now from colours.onnx" in result.stderr
     lines = result.stdout.splitlines()
@@ -78,7 +62,7 @@ def test_an_fp32_graph_is_quantised_on_the_way(invoke: Invoke, graph: Path, imag
     assert manifest is not None
     assert manifest.parent is not None
     assert manifest.parent.sha256 == hash_file(OUT / "colours.int8.fp16.onnx")
-    again = invoke("trt", "--int8", graph, "--calib", images, *A100)
+    again = invoke("trt", "--int8", colours, "--calib", images, *A100)
     assert "up to date: vexport-out/colours.int8.sm80.engine" in again.stdout
     # Bare, it is the INT8 graph that counts, not what was made of it.
     bare = invoke("trt", "--int8", *A100)
@@ -108,12 +92,12 @@ def test_manifests_of_before_are_read(invoke: Invoke, int8: Path) -> None:
 
 
 def test_a_missed_gate_exits_with_3_and_leaves_no_engine(
-    invoke: Invoke, graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    invoke: Invoke, colours: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(folder / "plain.npy", prepared(48))
     monkeypatch.setattr(quantize_gate, "LEAST_COSINE", 1.1)
     before = files_of(folder)
-    result = invoke("trt", "--int8", graph, "--calib", "plain.npy", *A100)
+    result = invoke("trt", "--int8", colours, "--calib", "plain.npy", *A100)
     assert result.exit_code == 3, result.output
     assert "error: " in result.stderr
     assert files_of(folder) == before
@@ -159,15 +143,15 @@ def test_other_types_between_int8_layers_are_shown_by_inspect(invoke: Invoke, in
     ],
 )
 def test_options_that_cannot_be(
-    refused: Refused, graph: Path, images: Path, options: tuple[str, ...], says: str
+    refused: Refused, colours: Path, images: Path, options: tuple[str, ...], says: str
 ) -> None:
-    assert says in refused("trt", graph, *options, *A100)
+    assert says in refused("trt", colours, *options, *A100)
 
 
 def test_a_choice_that_does_not_exist(invoke: Invoke, int8: Path) -> None:
     assert invoke("trt", "--int8", "--int8-depthwise", "sometimes", *A100).exit_code == 2
 
 
-def test_a_graph_of_other_precision(refused: Refused, invoke: Invoke, graph: Path) -> None:
-    assert invoke("trt", graph, "--fp16", *A100).exit_code == 0
+def test_a_graph_of_other_precision(refused: Refused, invoke: Invoke, colours: Path) -> None:
+    assert invoke("trt", colours, "--fp16", *A100).exit_code == 0
     assert "is fp16, the engine shall be int8" in refused("trt", "--int8", OUT / "colours.fp16.onnx", *A100)

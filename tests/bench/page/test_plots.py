@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from tests.bench.page_document import synthetic_document
+from tests.bench.page.document import synthetic_document
 from vexport.bench.page.axes import Label, Scale, place_labels, spread_scale
 from vexport.bench.page.canvas import COLOURS, Dots, Drawing, Path, Text
 from vexport.bench.page.document import Document, validate
