@@ -345,8 +345,8 @@ def init_weights(module: nn.Module) -> None:
 def init_lecun_normal(module: nn.Module) -> None:
     """Normal of variance 1 / fan-in for convolutions, zero biases (LeCun et al., Efficient BackProp, 1998, eq. 16).
 
-    At the published widths the standard deviation is between 0.013 and 0.044 behind the stem, around the training code's
-    0.02; at an eighth of the width it is up to 0.125, and 0.3 in a head of ten classes.
+    At the published widths the standard deviation is between 0.013 and 0.044 behind the stem, around the training
+    code's 0.02; at an eighth of the width it is up to 0.125, and 0.3 in a head of ten classes.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
