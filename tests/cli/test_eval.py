@@ -64,6 +64,15 @@ def test_json_is_one_document(invoke: Invoke, biased: Path, data: Path) -> None:
     }  # fmt: skip
 
 
+def test_the_backend_is_named(invoke: Invoke, refused: Refused, biased: Path, data: Path) -> None:
+    result = invoke("eval", biased, "--data", data, "--backend", "pytorch-channels-last", "--json")
+    assert result.exit_code == 0, result.output
+    assert "channels-last" in json.loads(result.stdout)["artifact"]["backend"]
+    said = refused("eval", biased, "--data", data, "--backend", "pytorch-fp17")
+    assert "there is no backend pytorch-fp17" in said
+    assert "pytorch-fp16" in said, "the hint lists them"
+
+
 def test_class_by_class(invoke: Invoke, biased: Path, data: Path) -> None:
     (data / "val" / "c7").rename(data / "val" / "[bold]c7")  # names are no markup
     result = invoke("eval", biased, "--data", data, "--per-class")

@@ -11,8 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
+from tests.graph.graphs import vanillanet
 from tests.pipeline.tiny_bench import QUICK, SIZE, FixedPeaks, folder_of_images, groups_of, read, recipe, tiny_graph
 from vexport.artifacts import Checkpoint
 from vexport.bench.clock import Clock
@@ -21,7 +25,7 @@ from vexport.errors import InputError, RecipeError, WorkspaceError
 from vexport.pipeline import bench_measure, bench_roofline
 from vexport.pipeline.bench import load_recipe, measure_latency, measure_recipe
 from vexport.pipeline.bench_artifacts import Artifacts, Made, quantize_for_latency
-from vexport.pipeline.bench_count import count_network
+from vexport.pipeline.bench_count import count_file, count_network
 from vexport.pipeline.bench_make import Maker
 from vexport.pipeline.bench_matrix import OFFERS, Cell, plan_groups, split_large
 from vexport.pipeline.bench_run import Estimate, GroupStore, group_key, not_run
@@ -296,6 +300,7 @@ def test_accuracy_is_measured_on_trained_artifacts_only(out: Workspace, made: di
     fifty, mine = outcome.document["groups"][0]["rows"]
     assert fifty["accuracy"] is None
     assert (mine["accuracy"]["source"], mine["accuracy"]["images"]) == ("measured", 10)
+    assert mine["accuracy"]["backend"] == mine["backend"] == "onnxruntime CPU"
 
 
 def test_in_one_process_the_same_document_comes_out(
@@ -425,7 +430,19 @@ def test_every_error_of_a_recipe_at_once(tmp_path: Path) -> None:
 def test_counted_as_published() -> None:
     counted = count_network("vanillanet_9", (3, 224, 224))
     assert (counted["depth"], round(counted["parameters"] / 1e6, 1), round(counted["gmacs"], 1)) == (9, 41.4, 8.6)
-    assert count_network("repvgg_a0", (3, 224, 224))["depth"] == 23
+    for name, depth in (("repvgg_a0", 23), ("resnet50", 50)):
+        assert count_network(name, (3, 224, 224))["depth"] == depth
+
+
+@pytest.mark.parametrize(("said", "depth"), [("vanillanet_5", 5), ("alexnet", 5), ("mine", 9), (None, 9)])
+def test_series_activations_of_a_file_are_no_layers(said: str | None, depth: int, tmp_path: Path) -> None:
+    """By what the file says of itself; without that they are depthwise convolutions like others."""
+    model = vanillanet([8, 8, 16, 16], [2, 2, 2], classes=10)
+    for weight in model.graph.initializer:
+        weight.CopyFrom(numpy_helper.from_array(np.zeros(list(weight.dims), np.float32), weight.name))
+    onnx.helper.set_model_props(model, {"vexport.model": said} if said else {})
+    onnx.save(model, tmp_path / "own.onnx")
+    assert count_file(tmp_path / "own.onnx", (3, 224, 224), 1)["depth"] == depth
 
 
 def test_why_a_backend_is_not_here_is_asked_of_the_table(out: Workspace) -> None:

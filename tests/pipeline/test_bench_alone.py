@@ -167,6 +167,6 @@ def test_a_real_artifact_is_made_apart(tmp_path: Path) -> None:
     done = maker.make(MakeArtifact(workspace.root, "checkpoint", "resnet18", "fp32", (3, 32, 32)), "resnet18")
     maker.close()
     assert (done.made.path, done.made.weights, done.anew) == (None, "random", False)
-    assert done.counted["depth"] == 21
+    assert done.counted["depth"] == 18
     assert told == ["making resnet18"]
     assert workspace.newest(Graph) is None

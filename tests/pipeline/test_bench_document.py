@@ -10,6 +10,7 @@ from vexport.bench.clock import Samples
 from vexport.bench.page import validate
 from vexport.model.baselines import BASELINES, published_figures
 from vexport.model.variants import VARIANTS
+from vexport.pipeline.bench_accuracy import Answered, accuracy_key
 from vexport.pipeline.bench_artifacts import Made
 from vexport.pipeline.bench_document import Found, make_document, published_latencies
 from vexport.pipeline.bench_matrix import Cell
@@ -91,15 +92,21 @@ def test_conclusions_over_groups_are_part_of_it() -> None:
     assert any("INT8 in onnxruntime is slower than floating point" in line for line in made["advice"])
 
 
-def test_a_row_says_where_its_accuracy_was_measured_with_another_backend() -> None:
+def test_a_row_has_the_accuracy_of_its_own_backend() -> None:
+    """Of one file; batches share it, and where there is none, the row says why."""
     ort = result("vanillanet_9", "onnxruntime", "fp32", 20)
-    half = result("vanillanet_9", "pytorch-fp16", "fp32", 20)
-    assert ort.cell.made is not None
-    measured = {"top1_percent": 70.0, "source": "measured", "images": 9, "data": "x", "backend": "onnxruntime here"}
-    made = document([ort], [half], accuracies={ort.cell.made.sha256: measured})
-    same, other = (group["rows"][0] for group in made["groups"])
-    assert same["accuracy"]["top1_percent"] == other["accuracy"]["top1_percent"] == 70
-    assert same["notes"] == ["a note"]
-    assert other["notes"][1:] == [
-        "accuracy of the same file measured with onnxruntime here, not with pytorch-fp16 here"
-    ]
+    eight = result("vanillanet_9", "onnxruntime", "fp32", 90, batch=8)
+    int8 = result("vanillanet_9", "openvino", "int8", 20)
+    rtx = result("vanillanet_9", "onnxruntime-tensorrt", "int8", 20)
+    measured = {"source": "measured", "images": 9, "data": "x"}
+    keys = {one.cell.backend: accuracy_key(one.cell) for one in (ort, int8, rtx)}
+    answered = {
+        keys["onnxruntime"]: Answered({"top1_percent": 70.0, **measured}),
+        keys["openvino"]: Answered({"top1_percent": 69.0, **measured}),
+        keys["onnxruntime-tensorrt"]: Answered(None, "the GPU has no memory left"),
+    }
+    made = document([ort], [eight], [int8], [rtx], accuracies=answered)
+    rows = [group["rows"][0] for group in made["groups"]]
+    assert [row["accuracy"] and row["accuracy"]["top1_percent"] for row in rows] == [70, 70, 69, None]
+    reason = "accuracy not measured: the GPU has no memory left"
+    assert [row["notes"][1:] for row in rows] == [[], [], [], [reason]]

@@ -17,6 +17,7 @@ from vexport.bench.page import validate
 from vexport.errors import EngineError, WorkspaceError
 from vexport.pipeline import bench_matrix, bench_measure, bench_session
 from vexport.pipeline.bench import measure_latency, measure_recipe
+from vexport.pipeline.bench_accuracy import AccuracyKey, Answered, accuracy_key
 from vexport.pipeline.bench_artifacts import Artifacts, Made
 from vexport.pipeline.bench_make import AskGpu, Done, MakeArtifact, Maker
 from vexport.pipeline.bench_matrix import Cell
@@ -105,12 +106,11 @@ def test_ctrl_c_while_accuracy_or_peaks_are_measured(
     """Every latency is in the document, and what was found before Ctrl-C too."""
     images = folder_of_images(tmp_path / "images")
 
-    def accuracies(results: Sequence[Result], found: dict[str, Any], **_: object) -> None:
+    def accuracies(results: Sequence[Result], found: dict[AccuracyKey, Answered], **_: object) -> None:
         for result in results[:1]:
-            assert result.cell.made is not None
-            found[result.cell.made.sha256] = {
-                "top1_percent": 50.0, "source": "measured", "images": 10, "data": "x",
-            }  # fmt: skip
+            key = accuracy_key(result.cell)
+            assert key is not None
+            found[key] = Answered({"top1_percent": 50.0, "source": "measured", "images": 10, "data": "x"})
         if phase == "measure_accuracies":
             raise KeyboardInterrupt
 

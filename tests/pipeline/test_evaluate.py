@@ -25,7 +25,7 @@ from vexport.pipeline.export import export_graph
 from vexport.pipeline.facts import read_facts
 from vexport.pipeline.fuse import fuse_checkpoint
 from vexport.pipeline.graphs import find_graph
-from vexport.run import open_runner
+from vexport.run import BACKENDS, open_runner
 from vexport.run.images import load_images
 from vexport.workspace import Workspace, hash_file, load_artifact, manifest_path, read_manifest, write_manifest
 
@@ -129,6 +129,42 @@ def test_every_form_answers_alike(small_checkpoint: Path, data: Path, workspace:
     assert found.agreement.same >= 29
     assert found.against is not None
     assert found.against.backend == "onnxruntime CPU"
+
+
+def test_the_backend_that_is_named_answers(small_checkpoint: Path, data: Path, workspace: Workspace) -> None:
+    """The second artifact keeps its usual one, so that one file can be held against itself in another backend."""
+    graph = export_graph(small_checkpoint, workspace=workspace).artifact.path
+    found = evaluate(small_checkpoint, data, backend="pytorch-channels-last", against=graph)
+    assert found.subject.backend != evaluate(small_checkpoint, data).subject.backend
+    assert "channels-last" in found.subject.backend
+    assert found.against is not None
+    assert found.against.backend == "onnxruntime CPU"
+    assert found.agreement is not None
+    assert found.agreement.agreement_percent == 100
+    same = evaluate(graph, data, backend="onnxruntime", against=graph, output=graph.with_name("found.json"))
+    assert same.record is not None
+    assert same.record.manifest.options["backend"] == "onnxruntime"
+
+
+@pytest.mark.skipif(BACKENDS["openvino"].why_not_here() is not None, reason="the extra `openvino` brings it")
+def test_a_graph_is_held_against_itself_in_another_backend(
+    small_checkpoint: Path, data: Path, workspace: Workspace
+) -> None:
+    graph = export_graph(small_checkpoint, workspace=workspace).artifact.path
+    found = evaluate(graph, data, backend="openvino", against=graph, threads=1)
+    assert found.against is not None
+    assert (found.subject.backend, found.against.backend) == ("openvino CPU FP32", "onnxruntime CPU")
+    assert found.agreement is not None
+    assert found.agreement.agreement_percent == 100
+
+
+def test_a_backend_that_does_not_fit_is_refused(small_checkpoint: Path, data: Path) -> None:
+    with pytest.raises(InputError, match=r"the backend openvino takes a graph, and .* is a checkpoint") as caught:
+        evaluate(small_checkpoint, data, backend="openvino")
+    assert "pytorch-fp16" in str(caught.value.hint)
+    with pytest.raises(InputError, match="there is no backend onnx") as caught:
+        evaluate(small_checkpoint, data, backend="onnx")
+    assert "onnxruntime" in str(caught.value.hint)
 
 
 def test_right_on_images_where_the_other_is_not(save: Save, data: Path, fill: Any, small_spec: NetworkSpec) -> None:

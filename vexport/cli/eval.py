@@ -27,6 +27,15 @@ def eval(
         Path | None,
         typer.Option(metavar="OTHER", help="A second artifact on the same images.", show_default=False),
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What runs ARTIFACT, as pytorch-fp16, onnxruntime or openvino; the usual one of its kind otherwise. "
+            "A wrong name lists all.",
+            show_default=False,
+        ),
+    ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Class by class too.")] = False,
     real: Annotated[
         bool, typer.Option("--real", help="ImageNet ReaL accuracy too, for files named ILSVRC2012_val_*.JPEG.")
@@ -73,6 +82,7 @@ def eval(
             artifact,
             data,
             against=against,
+            backend=backend,
             size=size,
             crop_pct=crop_pct,
             limit=limit,

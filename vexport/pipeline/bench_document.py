@@ -22,6 +22,7 @@ from vexport.bench.scenarios import throughput_over_batches
 from vexport.bench.watch import summarise
 from vexport.deps import tool_versions
 from vexport.model.baselines import network_family, network_label, published_figures
+from vexport.pipeline.bench_accuracy import AccuracyKey, Answered, accuracy_key
 from vexport.pipeline.bench_int8 import int8_share
 from vexport.pipeline.bench_run import Result
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from vexport.bench.roofline import NetworkRoofline
     from vexport.model.variants import Published
 
-Accuracies = Mapping[str, Mapping[str, Any]]
+Accuracies = Mapping[AccuracyKey, Answered]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Found:
         name: Of the recipe; None without one.
         recipe: As resolved; None without one.
         complete: Whether all groups were measured.
-        accuracies: Hash of an artifact to its measured accuracy.
+        accuracies: What was measured of them, see `measure_accuracies`.
         peaks: What the device can do.
         rooflines: Of results, by the keys of their cells.
         published: Networks that are shown by their published figures alone.
@@ -204,10 +205,10 @@ def published_latencies(published: Published | None, batch: int) -> dict[str, fl
 
 
 def _accuracy(result: Result, measured: Accuracies) -> dict[str, Any] | None:
-    """As measured on this artifact; as published where this is the published network, not in INT8."""
-    cell = result.cell
-    if cell.made is not None and cell.made.sha256 in measured:
-        return dict(measured[cell.made.sha256])
+    """As measured on this artifact with this backend; as published where this is the published network, not in INT8."""
+    cell, answered = result.cell, _answered(result, measured)
+    if answered is not None and answered.accuracy is not None:
+        return dict(answered.accuracy)
     published = published_figures(cell.model) if cell.model and cell.is_published else None
     if published is None or cell.precision == "int8":
         return None
@@ -215,12 +216,14 @@ def _accuracy(result: Result, measured: Accuracies) -> dict[str, Any] | None:
 
 
 def _accuracy_note(result: Result, measured: Accuracies) -> list[str]:
-    """What answered the images, where that was another backend than the one that was timed."""
-    made, timed = result.cell.made, result.facts.get("backend")
-    answered = measured.get(made.sha256, {}).get("backend") if made is not None else None
-    if answered is None or timed is None or answered == timed:
-        return []
-    return [f"accuracy of the same file measured with {answered}, not with {timed}"]
+    """Why there is none of its own, where it was to be measured."""
+    answered = _answered(result, measured)
+    return [f"accuracy not measured: {answered.why_not}"] if answered is not None and answered.why_not else []
+
+
+def _answered(result: Result, measured: Accuracies) -> Answered | None:
+    key = accuracy_key(result.cell)
+    return measured.get(key) if key is not None else None
 
 
 def _more(result: Result, found: Found) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vexport.bench.clock import Clock
 from vexport.bench.scheduler import REST_S
+from vexport.pipeline.bench_accuracy import AccuracyKey, Answered
 from vexport.pipeline.bench_make import AskBackend, AskGpu, Maker
 from vexport.pipeline.bench_matrix import Cell, make_cell, split_large
 from vexport.pipeline.bench_roofline import Rooflines
@@ -32,14 +33,14 @@ class Progress:
 
     Args:
         found: Results, group by group.
-        accuracies: Of artifacts, by hash.
+        accuracies: Of artifacts and backends, see `measure_accuracies`.
         rooflines: Of cells.
         interrupted: Whether Ctrl-C ended it.
         gone: Why the GPU does not answer any more.
     """
 
     found: list[list[Result]] = field(default_factory=list)
-    accuracies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    accuracies: dict[AccuracyKey, Answered] = field(default_factory=dict)
     rooflines: Rooflines = field(default_factory=Rooflines)
     interrupted: bool = False
     gone: str | None = None

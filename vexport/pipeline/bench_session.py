@@ -189,7 +189,12 @@ def _forget(session: Session, found: Sequence[Sequence[Result]], store: GroupSto
 
 def _add_extras(session: Session, progress: Progress) -> None:
     """Accuracy and rooflines."""
-    results = [one for group in progress.found for one in group if one.measured]
+    results = [
+        one
+        for group in progress.found
+        for one in group
+        if one.measured and (progress.gone is None or not one.cell.on_gpu)
+    ]
     if session.data is not None:
         measure_accuracies(
             results,
@@ -203,7 +208,7 @@ def _add_extras(session: Session, progress: Progress) -> None:
         )
     if session.roofline:
         measure_rooflines(
-            [one for one in results if progress.gone is None or not one.cell.on_gpu],
+            results,
             progress.rooflines,
             threads=session.threads,
             own_process=session.own_processes,
@@ -219,7 +224,7 @@ def _settings(session: Session) -> dict[str, Any]:
         "threads": session.threads,
         "isolation": ISOLATION if session.own_processes else ONE_PROCESS,
         "own_processes": session.own_processes,
-        "depth": "layers with weights; VanillaNet's as its authors count, without the series activations",
+        "depth": "layers with weights on the longest path, without gates and series activations",
     }
 
 

@@ -42,6 +42,7 @@ def evaluate(
     data: Path,
     *,
     against: Path | None = None,
+    backend: str | None = None,
     size: int | None = None,
     crop_pct: float | None = None,
     limit: int | None = None,
@@ -65,7 +66,8 @@ def evaluate(
     Args:
         artifact: A checkpoint in either form, a graph or an engine.
         data: A folder with one subfolder of images per class, or one whose `val`, `validation` or `test` is.
-        against: A second artifact to answer the same images, prepared as for the first one.
+        against: A second artifact to answer the same images, prepared as for the first one, by its usual backend.
+        backend: What `artifact` is run with, by its name in `vexport.run.BACKENDS`; None takes its usual one.
         size: Height and width; None takes the artifact's.
         crop_pct: Share of the shorter side that the crop keeps; None takes the artifact's.
         limit: Take so many images only, spread evenly.
@@ -82,7 +84,9 @@ def evaluate(
         on_step: Told what is going on, and the share that is done where it is known.
 
     Raises:
-        InputError: the artifact, the folder or an option does not fit, or too many images are damaged.
+        InputError: the artifact, the folder or an option does not fit, or too many images are damaged; or the backend
+            is unknown, takes another kind of artifact or cannot run here.
+        MissingDependencyError: the backend's packages are not installed.
         CheckpointError: the checkpoint cannot be loaded.
         EngineError: an engine is not trusted or cannot run here.
         WorkspaceError: `output` cannot be written.
@@ -103,7 +107,8 @@ def evaluate(
     opening = Opening(threads, trust, model, weights_from, graphs)
     with ExitStack() as stack:
         on_step(f"opening {artifact.name}", None)
-        subjects = [open_subject(stack, artifact, (size, size) if size else None, opening)]
+        first = replace(opening, backend=backend)
+        subjects = [open_subject(stack, artifact, (size, size) if size else None, first)]
         if size is not None:
             require_size(subjects[0], size)
         how, origin = choose_preprocessing(subjects[0], crop_pct, size)
@@ -142,7 +147,8 @@ def evaluate(
     if output is None:
         return result
     request = {"data": str(data), "limit": limit, "size": size, "crop_pct": crop_pct, "real": real, "batch": batch}
-    return replace(result, record=_write(result, output, request | {"from": weights_from}, force))
+    request |= {"from": weights_from, "backend": backend}
+    return replace(result, record=_write(result, output, request, force))
 
 
 def _require_options(

@@ -50,6 +50,7 @@ class Opening:
     model: str | None
     weights_from: Literal["ema", "model"] | None
     graphs: tuple[Path, ...]
+    backend: str | None = None
 
 
 def open_subject(stack: ExitStack, path: Path, wanted: tuple[int, int] | None, how: Opening) -> Subject:
@@ -75,6 +76,7 @@ def open_subject(stack: ExitStack, path: Path, wanted: tuple[int, int] | None, h
     runner = stack.enter_context(
         open_runner(
             path,
+            backend=how.backend,
             threads=how.threads,
             weights_from=how.weights_from,
             model=how.model,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from vexport.model.ablation import AblationSpec
 from vexport.model.build import Network, Spec, build_network
 from vexport.model.checkpoint import load_checkpoint
@@ -37,9 +39,12 @@ def make_network(
     """
     drop_rate = recipe.network.drop_rate
     if isinstance(spec, AblationSpec):
-        return _initialised(build_network(spec, drop_rate=drop_rate), recipe)
+        ablated = build_network(spec, drop_rate=drop_rate)
+        _draw_weights(ablated, recipe)
+        return ablated
     if recipe.qat is None:
-        network = _initialised(build_network(spec, drop_rate=drop_rate), recipe)
+        network = build_network(spec, drop_rate=drop_rate)
+        _draw_weights(network, recipe)
         if start is not None:
             for block in carry_over(network, spec, load_checkpoint(start)):
                 tell(f"  {block}")
@@ -52,5 +57,7 @@ def make_network(
     return network
 
 
-def _initialised(network: Network, recipe: Recipe) -> Network:
-    return network if recipe.network.init == "published" else network.apply(init_lecun_normal)
+def _draw_weights(network: nn.Module, recipe: Recipe) -> None:
+    """Anew, where the recipe does not want them as the network came."""
+    if recipe.network.init == "lecun_normal":
+        network.apply(init_lecun_normal)
