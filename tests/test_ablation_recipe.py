@@ -271,9 +271,10 @@ PUBLISHED: dict[str, Callable[[Recipe], float | None]] = {
     "shortcuts": lambda plan: {"none": 76.36, "before": 75.92, "after": 75.72}[plan.network.shortcut],
     "series_terms": lambda plan: {0: 60.53, 1: 74.53, 2: None, 3: 76.36, 4: None}[plan.network.act_num],
     "slope": lambda plan: None,
+    "maps": lambda plan: None,
     "techniques_lecun": lambda plan: TECHNIQUES[plan.network.model][plan.network.techniques],
 }
-COUNTS = {"techniques": 12, "shortcuts": 3, "series_terms": 5, "slope": 3, "techniques_lecun": 4}
+COUNTS = {"techniques": 12, "shortcuts": 3, "series_terms": 5, "slope": 3, "techniques_lecun": 4, "maps": 2}
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))

@@ -20,7 +20,7 @@ def ablate(
     ablation: Annotated[
         str,
         typer.Argument(
-            metavar="SET", help="techniques, techniques_lecun, shortcuts, series_terms, slope, or a .yaml file."
+            metavar="SET", help="techniques, techniques_lecun, shortcuts, series_terms, slope, maps, or a .yaml file."
         ),
     ],
     data: Annotated[
