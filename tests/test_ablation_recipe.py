@@ -9,7 +9,7 @@ import pytest
 
 from vexport.errors import InputError, RecipeError
 from vexport.recipe import Recipe, recipe_hash, shipped_recipes
-from vexport.recipe.ablation import FOLDER, load_ablation, run_name, unknown_run
+from vexport.recipe.ablation import FOLDER, choose_runs, load_ablation, run_name, unknown_run
 
 GOOD = """\
 title: Mine
@@ -258,6 +258,75 @@ def test_an_unknown_run(write: Write) -> None:
     recipe = load_ablation(write(GOOD)).recipe
     assert unknown_run("n2", recipe).hint in ("did you mean n0?", "did you mean n1?")
     assert unknown_run("zebra", recipe).hint == "there are n0, n1"
+
+
+# Runs that were not chosen
+
+
+def test_runs_that_were_not_chosen_go_without_what_they_cannot_have() -> None:
+    given = ["data.source=here", "network.init=lecun_normal", "epochs=9"]
+    with pytest.raises(RecipeError, match="2 errors"):
+        load_ablation("techniques", given)
+    ablation = load_ablation("techniques", given, runs=["vanillanet_*"], seeds=[4])
+    plans = {run: ablation.plan(run, 4) for run in ablation.recipe.runs}
+    assert len(plans) == 12
+    inits = {plan.network.model: plan.network.init for plan in plans.values()}
+    assert inits == {"vanillanet_6": "lecun_normal", "alexnet": "published", "resnet50": "published"}
+    others = {(plan.epochs, getattr(plan.data, "source", None)) for plan in plans.values()}
+    assert others == {(9, "here")}, "the other fields hold for all of them"
+    names = ", ".join(run for run in plans if not run.startswith("vanillanet"))
+    assert ablation.list_unreached() == [
+        f"--set network.init has no effect on {names}: not chosen, and not possible there"
+    ]
+    assert ablation.repeat() == ["vexport", "ablate", "techniques", "--data", "here", "--set", given[1], "--set",
+                                 given[2], "--seeds", "4", "--runs", "vanillanet_*"]  # fmt: skip
+
+
+def test_runs_that_were_not_chosen_have_what_was_set_where_they_can() -> None:
+    """So that the runs of one table may be done by several calls."""
+    ablation = load_ablation("series_terms", ["epochs=30"], runs=["n0"])
+    assert {ablation.plan(run, 0).epochs for run in ablation.recipe.runs} == {30}
+    assert "--runs" not in ablation.repeat(), "all of them can be repeated"
+
+
+def test_what_chosen_runs_cannot_have_is_refused(write: Write) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_ablation("techniques", ["network.init=lecun_normal"], runs=["vanillanet_none", "alexnet_none"])
+    assert caught.value.details == (
+        "--set network.init: should be published: alexnet is drawn as its library draws it",
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_ablation(write(GOOD), ["epochs=12"], runs=["n1"])
+    assert caught.value.details == ("--set epochs: every chosen run sets this itself: it is what they are compared by",)
+    assert load_ablation(write(GOOD), ["epochs=12"], runs=["n0"]).plan("n0", 0).epochs == 12
+
+
+def test_errors_of_the_recipe_count_wherever_they_stand(write: Write) -> None:
+    path = write(GOOD.replace("{act_num: 1}", "{act_nm: 1}"))
+    for overrides in ([], ["epochs=12"]):
+        with pytest.raises(RecipeError) as caught:
+            load_ablation(path, overrides, runs=["n0"])
+        (line,) = caught.value.details
+        assert line.startswith(f"{path}:13: runs.n1.set.network.act_nm: no such field")
+
+
+def test_runs_that_were_not_chosen_may_be_made_alike(write: Write) -> None:
+    path = write(
+        "base: quickstart\nruns:\n  n0: {column: a}\n  n1: {column: b, set: {epochs: 10}}\n"
+        "  n2: {column: c, set: {optimizer.lr: 1.0e-3}}\n"
+    )
+    given = ["epochs=10"]
+    assert details(path, *given) == ["4: runs.n1: is the same training as n0: nothing that it sets makes a difference"]
+    assert load_ablation(path, given, runs=["n2"]).plan("n0", 0).epochs == 10
+
+
+def test_which_runs_are_chosen(write: Write) -> None:
+    recipe = load_ablation(write(GOOD)).recipe
+    assert choose_runs(recipe, []) == choose_runs(recipe, ["n1", "n*"]) == ["n0", "n1"]
+    assert choose_runs(recipe, ["?1"]) == ["n1"]
+    for overrides in ([], ["epochs=12"]):
+        with pytest.raises(InputError, match=r"mine has no run 'm\*'"):
+            load_ablation(write(GOOD), overrides, runs=["n0", "m*"])
 
 
 # The paper's top-1 on ImageNet, by what a run is.

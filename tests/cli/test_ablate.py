@@ -95,6 +95,22 @@ def test_one_seed_is_said_to_be_one(invoke: Invoke, mine: Path, figures: dict[st
     assert both.stdout == result.stdout
 
 
+def test_epochs_are_lines_where_there_is_no_terminal(
+    invoke: Invoke, mine: Path, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_at_once = pipeline.do_runs
+
+    def look_once(jobs: Any, work: Any, *, on_tick: Callable[..., None], **more: Any) -> None:
+        now = time.monotonic()
+        going = pipeline.Running(jobs[0], None, None, now, now, ended=[(1, 2, 31.44)], eta_s=120.0)  # type: ignore[arg-type]
+        on_tick([going], len(jobs) - 1)
+        end_at_once(jobs, work, **more)
+
+    monkeypatch.setattr(pipeline, "do_runs", look_once)
+    assert "n0.s0 epoch 1/2: 31.4 %; 0/4 done, about 8 min left\n" in invoke("ablate", mine).stderr
+    assert "epoch 1/2" not in invoke("ablate", mine, "--json").stderr
+
+
 def test_a_run_that_failed_exits_with_1(invoke: Invoke, mine: Path, figures: dict[str, Any]) -> None:
     figures["n0"] = pipeline.Failure("diverged", "the loss is nan at step 1", ("hint: lower it",))
     result = invoke("ablate", mine)

@@ -38,19 +38,23 @@ def biased(save: Save, state: State) -> Path:
 def test_samples(invoke: Invoke, biased: Path, ckpt: Path, data: Path, folder: Path) -> None:
     result = invoke("explain", biased, "--data", data, "--beside", ckpt, "--samples", "2", "--out", "maps")
     assert result.exit_code == 0, result.output
-    lines = [line.split() for line in result.stdout.splitlines() if line.strip()]
-    rows = [line for line in lines if line[0] in ("biased.pth", "ckpt.pth")]
-    assert [(row[0], row[1], row[2], row[3], row[4]) for row in rows] == [
-        ("biased.pth", "stages.2", "2x2", "correct", "2"),
-        ("ckpt.pth", "stages.2", "2x2", "correct", "2"),
-        ("biased.pth", "stages.2", "2x2", "misclassified", "2"),
-        ("ckpt.pth", "stages.2", "2x2", "misclassified", "2"),
+    lines = result.stdout.splitlines()
+    assert lines[:2] == ["[1] biased.pth: stages.2, 2x2", "[2] ckpt.pth: stages.2, 2x2"]
+    rows = [re.split(" {2,}", line.strip()) for line in lines if re.match(r" \[\d\] ", line)]
+    assert [row[:3] for row in rows] == [
+        ["[1]", "right by [1]", "2"],
+        ["[2]", "right by [1]", "2"],
+        ["[1]", "wrong by [1]", "2"],
+        ["[2]", "wrong by [1]", "2"],
     ]
-    header = next(line for line in result.stdout.splitlines() if line.lstrip().startswith("network "))
-    assert re.search("hidden - shifted +hidden - centre$", header.rstrip())
-    assert "hidden - shifted: points of probability lost" in result.stdout
-    assert re.search(r"shifted by half the image both ways \(they share \d+% of their pixels\);", result.stdout)
-    assert "which does not prove that the map means nothing" in result.stdout
+    header = next(line for line in lines if line.lstrip().startswith("network "))
+    assert re.split(" {2,}", header.strip()) == [
+        "network", "images", "count", "above half", "effective", "above half - [1]", "effective - [1]",
+        "hidden - other's map",
+    ]  # fmt: skip
+    assert "Maps of the predicted class, in %: mean ± standard deviation" in lines
+    assert "hidden - other's map: points of probability lost" in result.stdout
+    assert max(len(line.rstrip()) for line in lines) <= 120
     assert result.stdout.splitlines()[-1] == "written: maps/sheet.png and 5 more file(s) beside it"
     assert "images for samples; sorted folders are the classes" in result.stderr
     assert "note: biased.pth: a map of 2x2 is coarse" in result.stderr
@@ -61,7 +65,10 @@ def test_named_images(invoke: Invoke, biased: Path, data: Path) -> None:
     result = invoke("explain", biased, data / "c3" / "0.png", "--class", "5")
     assert result.exit_code == 0, result.output
     assert "data/c3/0.png" in result.stdout
-    assert "Areas of the maps of the 'class 5' class" in result.stdout
+    assert "Maps of the 'class 5' class, in %" in result.stdout
+    assert "no other image of their group has a map to compare with" in result.stderr
+    (row,) = [line.split() for line in result.stdout.splitlines() if re.match(r" \[1\] ", line)]
+    assert (row[:3], row[-1]) == (["[1]", "given", "1"], "-")
     assert "written: vexport-out/biased.explain/sheet.png" in result.stdout
 
 

@@ -239,6 +239,76 @@ def test_subclasses_stay_what_they_are() -> None:
     assert isinstance(network[1], DeepConv2d)
 
 
+def test_a_subclass_of_relu_stays_what_it_is() -> None:
+    class Shifted(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - 1)
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), Shifted(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    apply_techniques(network, SIZE, deep=False)
+    assert [type(module) for module in network][1::2] == [Shifted, SeriesActivation]
+    with pytest.raises(InputError, match="no ReLU"):
+        apply_techniques(network[:2], SIZE, deep=False)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_network_without_parameters_is_refused(deep: bool) -> None:
+    with pytest.raises(InputError, match="no parameters") as caught:
+        apply_techniques(nn.Sequential(nn.ReLU()), SIZE, deep=deep)
+    assert caught.value.hint
+
+
+def test_a_negative_number_of_terms_is_refused() -> None:
+    network = Residual()
+    with pytest.raises(InputError, match="act_num -1 is negative") as caught:
+        apply_techniques(network, SIZE, act_num=-1)
+    assert caught.value.hint
+    assert type(network.conv1) is nn.Conv2d, "nothing was changed"
+
+
+@pytest.mark.parametrize("size", [(4, 17, 19), (3, 17), (3, -1, 4)])
+def test_images_that_the_network_is_not_for_are_refused(size: Any) -> None:
+    network = Residual().train()
+    network.bn1.eval()
+    with pytest.raises(InputError, match="cannot run on an image of") as caught:
+        apply_techniques(network, size)
+    assert "channels, height and width" in caught.value.hint
+    assert caught.value.details
+    assert (network.training, network.bn1.training) == (True, False)
+    assert not network.act1._forward_hooks
+    assert type(network.conv1) is nn.Conv2d
+
+
+def test_what_was_frozen_is_frozen() -> None:
+    network = Residual()
+    for parameter in (*network.conv1.parameters(), network.conv2.bias):
+        assert parameter is not None
+        parameter.requires_grad_(False)
+    network.bn1.eval()
+    apply_techniques(network, SIZE)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert not [name for name in trained if name.startswith("conv1.")]
+    assert {name for name in trained if name.startswith("conv2.")} == {
+        "conv2.conv1.weight", "conv2.conv1.bias", "conv2.bn.weight", "conv2.bn.bias", "conv2.conv2.weight",
+    }  # fmt: skip
+    assert {"act1.weight", "bn1.weight"} <= trained
+    assert not network.bn1.training, "each module keeps its mode"
+
+
+def test_functional_relus_stay() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 3, 3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(nn.functional.relu(self.conv(x)))  # type: ignore[no-any-return]
+
+    network = apply_techniques(Both(), SIZE, deep=False, act_num=0)
+    assert isinstance(network.relu, SeriesActivation)
+    assert [name for name, _ in technique_modules(network)] == ["relu"]
+
+
 def test_the_first_convolution_starts_as_the_one_that_it_replaces() -> None:
     network = Residual()
     before = network.conv1.weight.detach().clone()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from vexport.artifacts import Manifest
-from vexport.errors import TrainingError
+from vexport.errors import InputError, TrainingError
 from vexport.pipeline.ablate_kept import source_of, write_figures
 from vexport.pipeline.ablate_run import Job, Tell
 from vexport.recipe import load_recipe
@@ -45,6 +46,8 @@ def by_name(job: Job, tell: Tell) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
     if job.run == "hang":
         time.sleep(600)
+    if job.run.startswith("same"):
+        raise InputError("the images are odd", details=["all of them"], hint="even them out")
     if job.run == "memory":
         raise MemoryError
     if job.run == "diverge":
@@ -83,6 +86,31 @@ def with_checkpoint(job: Job, tell: Tell) -> dict[str, Any]:
     if when == "after":
         os.kill(os.getpid(), signal.SIGKILL)
     return found
+
+
+def with_threads(job: Job, tell: Tell) -> dict[str, Any]:
+    """Computes with torch, imported by now at the earliest."""
+    early = [name for name in ("numpy", "torch") if name in sys.modules]
+    import torch
+
+    return figures(job, early=early, torch_threads=torch.get_num_threads())
+
+
+def busy(job: Job, tell: Tell) -> dict[str, Any]:
+    """Tells nothing for seven seconds, and computes all the while."""
+    tell(("epoch", 2, 2, {}))
+    until = time.monotonic() + 7
+    while time.monotonic() < until:
+        sum(range(10_000))
+    return figures(job)
+
+
+def by_epochs(job: Job, tell: Tell) -> dict[str, Any]:
+    """Tells how its epochs ended, and gives time to look."""
+    for epoch in (1, 2):
+        tell(("epoch", epoch, 2, {"top1": 30.0 + epoch, "eta_s": 2.0 - epoch}))
+        time.sleep(1.5)
+    return figures(job)
 
 
 def stubborn(job: Job, tell: Tell) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from colours import save_images
 from filelock import FileLock
 
-from vexport.errors import InputError, TrainingError, WorkspaceError
+from vexport.errors import InputError, MissingDependencyError, RecipeError, TrainingError, WorkspaceError
 from vexport.pipeline.ablate import AblationOutcome, run_ablation
 from vexport.pipeline.ablate_document import _notes, as_markdown, table_cells
 from vexport.pipeline.ablate_kept import read_figures
@@ -128,6 +131,14 @@ def rows_of(values: dict[str, Sequence[float | None]]) -> Any:
             failure = {"failure": {"kind": "failed", "text": "it broke"}}
             results[run, seed] = failure if value is None else {"top1": value}
     return make_rows(recipe, (0, 1, 2), results)
+
+
+def test_the_table_has_the_largest_error_of_the_graphs() -> None:
+    recipe = AblationRecipe.model_validate({"name": "x", "base": "quickstart", "runs": {"a": RUNS["a"]}})
+    errors = {0: 2e-7, 1: 3e-6, 2: 1e-8}
+    results = {("a", n): {"top1": 50.0, "deployed": {"top1": 50.0, "graph_max_rel": e}} for n, e in errors.items()}
+    (row,) = make_rows(recipe, (0, 1, 2), results)
+    assert row.graph_max_rel == 3e-6
 
 
 def test_mean_spread_and_what_is_missing() -> None:
@@ -247,9 +258,51 @@ def test_runs_share_the_cores(make: Make, monkeypatch: pytest.MonkeyPatch) -> No
     assert settings == ("name=n0.s0", "seed=0")
 
 
+def test_threads_are_set_before_anything_reads_them(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vexport.pipeline.ablate.usable_cores", lambda: 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    (run,) = (one for one in make(seeds=[0], runs=["n0"], work=works.with_threads).document["runs"] if one["top1"])
+    assert (run["early"], run["torch_threads"]) == ([], 1)
+
+
+def test_what_is_told(make: Make, tmp_path: Path) -> None:
+    """What is about to be done, each epoch, each run; and what goes on, without a second guess at the time."""
+    folder = tmp_path / "out/ablation/mine"
+    told: list[str] = []
+    epochs: list[str] = []
+    steps: list[str] = []
+    make(seeds=[0], runs=["n1"])
+    make(seeds=[0], jobs=2, work=works.by_epochs, tell=told.append, on_epoch=epochs.append,
+         on_step=lambda text, _share: steps.append(text))  # fmt: skip
+    assert told[0] == f"2 runs, 2 at once, into {folder}; each one's output: {folder}/<run>/output.txt"
+    for name in ("n0.s0", "n1.s0"):
+        assert f"{name} epoch 1/2: 31.0 %; 0/2 done, about 1 s left" in epochs
+    assert len(epochs) == 4, "once each"
+    assert any(text.startswith("0/2 runs: n0.s0 epoch 1/2") for text in steps)
+    assert not any(" left" in text for text in steps)
+    assert steps[-1] == "2/2 runs: writing the table"
+    steps.clear()
+    make(seeds=[0, 1], runs=["n0"], on_step=lambda text, _share: steps.append(text))
+    assert "1/2 runs: starting the next" in steps
+
+
+def test_what_is_kept_is_counted(make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "out/ablation/mine"
+    told: list[str] = []
+    options: dict[str, Any] = {"seeds": [0], "work": works.with_checkpoint, "tell": told.append}
+    make(runs=["n1"], **options)
+    assert told[0] == f"1 run, into {folder}; each one's output: {folder}/<run>/output.txt"
+    told.clear()
+    make(**options)
+    assert told[0] == f"2 runs (1 kept), into {folder}; each one's output: {folder}/<run>/output.txt"
+    told.clear()
+    make(**options)
+    assert told == ["2 of 2 runs are done already"]
+
+
 def test_the_table_is_whole_after_the_first_seed(make: Make) -> None:
     order: list[str] = []
-    make(tell=lambda line: order.append(line.split()[1].rstrip(":")))
+    make(tell=lambda line: order.append(line.split()[1].rstrip(":")) if line.startswith("[") else None)
     assert order == ["n0.s0", "n1.s0", "n0.s1", "n1.s1"]
 
 
@@ -265,6 +318,13 @@ def test_the_time_that_is_left() -> None:
     going = Running(jobs[2], None, None, now - 4, now, share=0.25, eta_s=12.0)  # type: ignore[arg-type]
     assert progress.left_s([going]) == pytest.approx(62.0, abs=0.5)
     assert progress.share([going]) == pytest.approx(2.25 / 4)
+    two = Progress(jobs, {"a": "x", "b": "y"}, at_once=2)
+    two.end(jobs[0], 10.0, failed=False)
+    two.end(jobs[1], 50.0, failed=False)
+    assert two.left_s(()) == pytest.approx(30.0), "two at once"
+    assert two.left_s([going]) == pytest.approx(31.0, abs=0.5)
+    two.end(jobs[2], 10.0, failed=False)
+    assert two.left_s(()) == pytest.approx(50.0), "the last one is alone"
 
 
 # What is there already, and what is in the way
@@ -333,6 +393,60 @@ def test_images_that_are_not_there(make: Make, tmp_path: Path) -> None:
         run_ablation("slope", workspace=Workspace(tmp_path / "out"), overrides=["data.source=nowhere"])
 
 
+def test_images_that_every_run_would_refuse_are_refused_first(make: Make, tmp_path: Path) -> None:
+    place = tmp_path / "images"
+    save_images(place / "train", each=1)
+    text = HEAD.replace("quickstart", "cifar10").replace("  network.width: 0.015625\n", "") + TWO
+    options: dict[str, Any] = {"text": text, "overrides": [f"data.source='{place}'"]}
+    with pytest.raises(RecipeError, match="there is no split 'val' in"):
+        make(**options)
+    save_images(place / "val", each=1)
+    (place / "val/red").rename(place / "val/grey")
+    with pytest.raises(RecipeError, match="has classes that the training images have not: grey"):
+        make(**options)
+    assert not list((tmp_path / "out/ablation/mine").glob("n*")), "nothing was begun"
+    (place / "val/grey").rename(place / "val/red")
+    assert make(seeds=[0], **options).trained == 2
+
+
+def test_a_package_that_every_run_needs(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    make(seeds=[0], work=works.with_checkpoint)
+
+    def hide(name: str, *more: Any) -> Any:
+        return None if name == "lightning" else find(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", hide)
+    with pytest.raises(MissingDependencyError, match="'lightning' is not installed") as caught:
+        make()
+    assert "pip install 'vexport[train]'" in caught.value.hint
+    assert not (tmp_path / "out/ablation/mine/n0.s1").exists(), "nothing was begun"
+    assert make(seeds=[0], work=works.with_checkpoint).kept == 2, "what is there needs none"
+
+
+def test_a_refusal_of_every_run_stops_all(make: Make, tmp_path: Path) -> None:
+    told: list[str] = []
+    names = ("same0", "bug", "same1", "n1")
+    with pytest.raises(TrainingError, match="the images are odd") as caught:
+        make(*names, seeds=[0], tell=told.append)
+    assert (caught.value.details, caught.value.hint) == (("all of them",), "even them out")
+    assert told[-1] == "    hint: even them out"
+    document = json.loads((tmp_path / "out/ablation/mine/ablation.json").read_text())
+    assert "not run yet: n1.s0" in document["notes"]
+    failed = {one["run"]: one["failure"]["text"] for one in document["runs"] if one.get("failure")}
+    assert failed == {"same0": "the images are odd", "bug": "ZeroDivisionError: one by none",
+                      "same1": "the images are odd"}  # fmt: skip
+    outcome = make("n1", *names[:3], seeds=[0])
+    assert (outcome.rows[0].mean, len(outcome.failures)) == (60.0, 3), "not where a run has figures"
+
+
+def test_where_all_failed_there_is_no_table(make: Make) -> None:
+    with pytest.raises(TrainingError, match=r"^2 runs failed\n"):
+        make("bug", "diverge", seeds=[0]).require_complete()
+    with pytest.raises(TrainingError, match="1 run failed; the table is of the others"):
+        make("n0", "diverge", seeds=[0]).require_complete()
+
+
 def test_an_unknown_network(make: Make, mine: Path) -> None:
     text = HEAD + TWO.replace("{network.act_num: 1}", "{network.model: vanilanet_6}")
     with pytest.raises(InputError, match="run n1: unknown model 'vanilanet_6'") as caught:
@@ -378,7 +492,8 @@ def test_a_failed_deployment_leaves_the_figures(make: Make, tmp_path: Path) -> N
 def test_a_table_is_of_one_set_of_images(make: Make, mine: Path, tmp_path: Path) -> None:
     places = [tmp_path / "a", tmp_path / "b"]
     for place in places:
-        place.mkdir()
+        for split in ("train", "val"):
+            save_images(place / split, each=1)
     a, b = ([f"data.source='{place}'"] for place in places)
     text = HEAD.replace("quickstart", "cifar10").replace("  network.width: 0.015625\n", "") + TWO
     options: dict[str, Any] = {"seeds": [0], "work": works.with_checkpoint}
@@ -400,6 +515,70 @@ def test_a_table_is_of_one_set_of_images(make: Make, mine: Path, tmp_path: Path)
     assert not any("left out" in line for line in both.document["notes"])
     last = make(**options)
     assert (last.kept, last.document["source"]) == (2, str(places[1]))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="has no such signals")
+@pytest.mark.parametrize("number", [getattr(signal, name, 0) for name in ("SIGTERM", "SIGHUP")])
+def test_a_signal_ends_with_a_table(make: Make, tmp_path: Path, number: int) -> None:
+    def not_held(number: int, frame: object) -> None:
+        raise AssertionError("nobody held the signal")
+
+    (tmp_path / "out/ablation/mine").mkdir(parents=True)
+    told: list[str] = []
+    seen: list[int] = []
+
+    def on_step(text: str, share: float | None) -> None:
+        seen[:] = [int(pid) for pid in re.findall(r"n\d\.s0 (\d+)", text)]
+        if len(seen) == 2:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # a terminal that closes sends more than one
+
+    make(seeds=[1], runs=["n0"], work=works.with_checkpoint)
+    before = signal.signal(number, not_held)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            make(jobs=2, work=works.obedient, on_step=on_step, tell=told.append)
+        assert signal.getsignal(number) is not_held
+    finally:
+        signal.signal(number, before)
+    assert caught.value.code == 128 + number
+    assert told[-1] == "0 of 3 runs were done; the same command goes on with the others"
+    for pid in seen:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    folder = tmp_path / "out/ablation/mine"
+    assert all((folder / f"{name}/stopped.json").exists() for name in ("n0.s0", "n1.s0"))
+    document = json.loads((folder / "ablation.json").read_text())
+    assert (document["seeds"], document["rows"][0]["mean"]) == ([0, 1], 51.0)
+
+
+def test_a_full_disk_stops_no_other_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vexport.pipeline import ablate, ablate_process
+
+    full = WorkspaceError("the disk is full", hint="make room")
+    write, start = ablate.write_figures, ablate_process._start
+
+    def refuse_to_write(own: Path, figures: Any) -> None:
+        if own.name == "n0.s0":
+            raise full
+        write(own, figures)
+
+    def refuse_to_start(job: Job, work: Any) -> Running:
+        if job.name == "n1.s0":
+            raise full
+        return start(job, work)
+
+    monkeypatch.setattr(ablate, "write_figures", refuse_to_write)
+    monkeypatch.setattr(ablate_process, "_start", refuse_to_start)
+    told: list[str] = []
+    with pytest.raises(WorkspaceError, match="the disk is full"):
+        make(tell=told.append)
+    assert "note: the disk is full" in told
+    document = json.loads((tmp_path / "out/ablation/mine/ablation.json").read_text())
+    assert {one["name"]: one["top1"] for one in document["runs"] if one.get("top1")} == {
+        "n0.s0": 50.0, "n0.s1": 51.0, "n1.s1": 61.0
+    }  # fmt: skip
+    assert [one["failure"]["text"] for one in document["runs"] if one.get("failure")] == ["the disk is full"]
 
 
 def test_an_interrupt_under_force_goes_on_without_it(
@@ -517,10 +696,14 @@ def real_job(folder: Path, run: str = "n0", *overrides: str, **more: Any) -> Job
     return Job(run, 0, own, ablation.base, tuple(ablation.settings(run, 0)), recipe_hash(plan), **more)
 
 
-def test_a_run_is_trained_and_deployed(trained: Path) -> None:
+def test_a_run_is_trained_and_deployed(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[tuple[Any, ...]] = []
     one = real_job(trained)
     found = do_run(one, told.append)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0].rpartition(" ")[0] for line in said if line.startswith("epoch")] == [
+        "epoch 1/2: loss", "epoch 2/2: loss",
+    ], "what one looks for in output.txt"  # fmt: skip
     manifest = read_manifest(one.folder / "n0.s0.last.ckpt")
     assert manifest is not None
     assert (found["top1"], found["correct"]) == (manifest.facts["top1"], manifest.facts["correct"])
@@ -544,6 +727,19 @@ def test_a_run_is_trained_and_deployed(trained: Path) -> None:
     kept = read_figures(one.folder, one.name, one.recipe_hash)
     assert kept is not None
     assert kept["train_s"] == found["train_s"]
+
+
+def test_a_run_on_a_folder_of_images(tmp_path: Path) -> None:
+    save_images(tmp_path / "images/train", each=8)
+    save_images(tmp_path / "images/val", each=5, first=8)
+    head = HEAD.replace("quickstart", "cifar10").replace("batch_size: 512", "batch_size: 8")
+    (tmp_path / "mine.yaml").write_text(head + TWO)
+    found = do_run(real_job(tmp_path, "n0", f"data.source='{tmp_path / 'images'}'", "data.workers=0"), lambda _: None)
+    deployed = found["deployed"]
+    assert deployed["images"] == found["images"] == 15
+    assert deployed["correct"] == found["correct"], "the graph answers as the averaged weights do"
+    assert deployed["top1"] == pytest.approx(found["top1"])
+    assert found["source"] == str((tmp_path / "images").resolve())
 
 
 def test_a_run_that_diverges_says_so(trained: Path) -> None:

@@ -24,7 +24,7 @@ from vexport.pipeline.explain_notes import collect_notes
 from vexport.pipeline.explain_pictures import SIDE, enlarge, overlay
 from vexport.pipeline.export import export_graph
 from vexport.pipeline.fuse import fuse_checkpoint
-from vexport.run.attention_check import Drop
+from vexport.run.attention_check import ProbabilityLost
 from vexport.workspace import Workspace, hash_file
 
 NAMES = tuple(f"c{label}" for label in range(10))
@@ -139,48 +139,111 @@ def test_the_figures(run: Run, save: Save, data: Path) -> None:
 def test_what_hiding_costs(run: Run, save: Save, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer is always the same, whatever is hidden."""
     checkpoint = save()
-    assert not any("hiding" in note for note in run(checkpoint, data=data, samples=3).notes)
+    assert not any("hiding" in note for note in run(checkpoint, data=data, samples=3, label="c5").notes)
     monkeypatch.setattr("vexport.pipeline.explain_notes.ENOUGH", 3)
-    found = run(checkpoint, data=data, samples=3)
-    told = "own.pth: hiding what the maps of stages.2 show cannot be told from hiding as much elsewhere (+0.0 points"
+    found = run(checkpoint, data=data, samples=3, label="c5")
+    told = (
+        "own.pth: hiding what the maps of stages.2 show cannot be told from hiding what other images' maps show (+0.0 "
+    )
     assert any(note.startswith(told) for note in found.notes)
+    measured = 0
     for row, said in zip(found.rows, found.to_json()["images"], strict=True):
-        drop, one = row.looks[0].drop, said["networks"][0]
-        if drop is None:
-            assert one["masking_gain"] is one["centre_gain"] is one["hidden_overlap"] is None
+        lost, one = row.looks[0].lost, said["networks"][0]
+        own, other, difference = (one[f"probability_lost_{key}"] for key in ("own_map", "other_map", "difference"))
+        if lost is None:
+            assert own is other is difference is None
             continue
-        assert one["masking_gain"] == pytest.approx(one["drop_masked"] - one["drop_masked_shifted"])
-        assert one["centre_gain"] == pytest.approx(one["drop_masked"] - one["drop_masked_centre"])
-        assert one["hidden_overlap"] == drop.overlap <= 1 / 3
+        measured += 1
+        assert (own, other, difference) == (lost.own, lost.other, pytest.approx(own - other))
+    assert measured >= 3
+
+
+def test_each_image_beside_the_next_map_of_its_group(
+    run: Run, save: Save, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from one batch to the next, around images without a map, and from the last to the first."""
+    from vexport.run import attention, attention_check
+
+    real = attention.attend
+
+    def peak(image: np.ndarray) -> int:
+        return int(1e6 * abs(float(image.mean()))) % image[0].size
+
+    def attend(*given: Any) -> list[attention.Attention]:
+        """Maps of one place, which the image decides; some images have none."""
+        found = []
+        for image, one in zip(given[2], real(*given), strict=True):
+            values = np.zeros(image[0].size, np.float32)
+            values[peak(image)] = 1
+            state: Any = "not positive" if peak(image) % 4 == 0 else "map"
+            found.append(replace(one, values=values.reshape(image.shape[1:]), label=7, state=state))
+        return found
+
+    def probability_lost(
+        _: Any, images: np.ndarray, labels: list[int], own: list[Any], others: list[Any]
+    ) -> list[ProbabilityLost]:
+        """The first places, which tell whose maps were given."""
+        assert labels == [7] * len(images)
+        assert [int(one.places[0]) for one in own] == list(map(peak, images))
+        assert [one.positive for one in own] == [1] * len(images)
+        return [ProbabilityLost(float(a.places[0]), float(b.places[0])) for a, b in zip(own, others, strict=True)]
+
+    monkeypatch.setattr("vexport.pipeline.explain_looks.BATCH", 2)
+    monkeypatch.setattr(attention, "attend", attend)
+    monkeypatch.setattr(attention_check, "probability_lost", probability_lost)
+    found = run(save(), data=data, samples=3, measured=11)
+    groups = []
+    for group in ("correct", "misclassified"):
+        looks = [row.looks[0] for row in found.rows if row.image.group == group]
+        mapped = [look.lost for look in looks if look.attention.state == "map"]
+        assert all(look.lost is None for look in looks if look.attention.state != "map")
+        places = [one.own for one in mapped if one is not None]
+        assert len(set(places)) == len(mapped) > 1, "each has its own place"
+        assert [one.other for one in mapped if one is not None] == [*places[1:], places[0]]
+        groups.append((len(mapped), len(looks)))
+    assert groups[1][1] == 11 > groups[1][0] > 2, "several batches, and some without a map"
+
+
+def test_without_another_map_nothing_is_said_of_hiding(run: Run, save: Save, data: Path) -> None:
+    checkpoint = save()
+    alone = "own.pth: what hiding costs is not measured for 1 of {} images: no other image of their group has a map"
+    found = run(checkpoint, data / "c3" / "0.png")
+    (look,) = found.rows[0].looks
+    assert (look.attention.state, look.lost, look.probability_lost_difference) == ("map", None, None)
+    assert any(note.startswith(alone.format(1)) for note in found.notes)
+    assert found.to_json()["summary"][0]["probability_lost_difference"]["images"] == 0
+    two = run(checkpoint, data / "c3" / "0.png", data / "c3" / "1.png")
+    assert all(row.looks[0].lost is not None for row in two.rows)
+    assert not any("hiding" in note for note in two.notes)
 
 
 def test_what_is_said_of_what_hiding_costs(run: Run, save: Save, data: Path) -> None:
     found = run(save(), data / "c3" / "0.png")
     seen = replace(found.rows[0].looks[0].attention, state="map")
 
-    def notes(*drops: Drop | None) -> list[str]:
-        rows = [replace(found.rows[0], looks=(replace(found.rows[0].looks[0], attention=seen, drop=d),)) for d in drops]
-        return [note for note in collect_notes(found.networks, found.choice, rows) if "hid" in note]
+    def notes(*lost: ProbabilityLost | None, name: str = "own.pth") -> list[str]:
+        look = replace(found.rows[0].looks[0], attention=seen)
+        rows = [replace(found.rows[0], looks=(replace(look, lost=one),)) for one in lost]
+        networks = [replace(found.networks[0], name=name)]
+        return [note for note in collect_notes(networks, found.choice, rows) if "hid" in note]
 
-    def some(shifted: float, centre: float, count: int = 40) -> list[Drop]:
-        """Drops of half the probability; the controls' as given, a tenth more and less."""
-        return [Drop(0.5 + sign / 10, shifted, centre, 0.1) for sign in (-1, 1) * (count // 2)]
+    def some(other: float, count: int = 40) -> list[ProbabilityLost]:
+        """Half the probability lost, a tenth more and less; by another's map as given."""
+        return [ProbabilityLost(0.5 + sign / 10, other) for sign in (-1, 1) * (count // 2)]
 
-    assert notes(*some(0.2, 0.2)) == []
-    start = "own.pth: hiding what the maps of stages.2 show "
-    (said,) = notes(*some(0.49, 0.2))
-    error = 100 * np.std([0.4, 0.6] * 20, ddof=1) / 40**0.5
-    figures = f"(+1.0 points, standard error {error:.1f}, 40 images)"
-    assert said == f"{start}cannot be told from hiding as much elsewhere {figures}"
-    (said,) = notes(*some(0.6, 0.6))
-    assert said.startswith(f"{start}costs the class less than hiding as much elsewhere (-10.0 points")
-    (said,) = notes(*some(0.2, 0.5))
-    assert said.startswith(f"{start}cannot be told from hiding as much in the middle of the image, where objects")
-    (said,) = notes(*some(0.2, 0.6))
-    assert said.startswith(f"{start}costs the class less than hiding as much in the middle of the image")
-    assert notes(*some(0.5, 0.5, 28)) == [], "too few to say"
-    (said,) = notes(*some(0.2, 0.2), None, None)
-    assert said.startswith("own.pth: 2 of 42 images do not count for what hiding costs: more than a third")
+    assert notes(*some(0.2)) == []
+    assert notes(*some(0.46)) == [], "+4 points: beyond two standard errors of 1.6"
+    for name in ("own.pth", "resnet50"):
+        (said,) = notes(*some(0.49), name=name)
+        error = 100 * np.std([0.4, 0.6] * 20, ddof=1) / 40**0.5
+        figures = f"(+1.0 points, standard error {error:.1f}, 40 images)"
+        shown = f"{name}: hiding what the maps of stages.2 show "
+        assert said == f"{shown}cannot be told from hiding what other images' maps show {figures}"
+        (said,) = notes(*some(0.6), name=name)
+        assert said.startswith(f"{shown}costs the class less than hiding what other images' maps show (-10.0 points")
+    assert notes(*some(0.5, 28)) == [], "too few to say"
+    (said,) = notes(*some(0.2), None, None)
+    assert said.startswith("own.pth: what hiding costs is not measured for 2 of 42 images")
 
 
 def test_spreads() -> None:

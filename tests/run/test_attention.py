@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from vexport.model.checkpoint import to_network
 from vexport.model.fuse import merge_blocks, store
 from vexport.model.variants import NetworkSpec
 from vexport.run.attention import Attention, area_above_half, attend, effective_area
-from vexport.run.attention_check import masking_drops
+from vexport.run.attention_check import ProbabilityLost, pair, probability_lost, rank
 from vexport.run.attention_layers import MapLayer, choose_layer, list_map_layers
 
 SIZE = (3, 12, 10)
@@ -320,96 +320,117 @@ def probability(network: nn.Module, image: np.ndarray) -> float:
         return float(network(torch.from_numpy(image)).double().softmax(1)[0, 0])
 
 
-def given_map(values: np.ndarray) -> Attention:
-    """A map of class 0 that no network made."""
-    return Attention(values.astype(np.float32), values.astype(np.float64), 0, 1.0, 0, "map", 0.0)
+def hide(network: nn.Module, given: np.ndarray, maps: Sequence[np.ndarray]) -> list[ProbabilityLost]:
+    """What hiding costs class 0, each image beside the next one's map."""
+    ranked = [rank(one) for one in maps]
+    pairs = pair(range(len(maps)))
+    others = [ranked[other] for _, other in pairs]
+    return probability_lost(network, given, [0] * len(maps), ranked, others)
 
 
-CENTRE = (slice(6, 10), slice(9, 15))
+def mean_and_error(lost: Sequence[ProbabilityLost]) -> tuple[float, float]:
+    differences = [one.difference for one in lost]
+    return float(np.mean(differences)), float(np.std(differences, ddof=1) / len(lost) ** 0.5)
 
 
-def test_hiding_a_patch_in_a_corner() -> None:
-    network, image = only_red(), patched((0, 1))
-    (found,) = look(network, "1", image, [0])
-    (drop,) = masking_drops(network, image, [found])
-    assert drop is not None
-    hidden = image.copy()
-    shown = found.values > 0
-    assert 24 <= shown.sum() < 0.2 * 16 * 24, "less than a fifth: no more is hidden than the map shows"
-    hidden[0, :, shown] = 0
-    assert drop.own == pytest.approx(probability(network, image) - probability(network, hidden))
-    assert drop.own > 0.3
-    assert (drop.shifted, drop.centre, drop.overlap) == (0, 0, 0)
-    assert drop.gain == drop.centre_gain == drop.own
-    blind = only_red(0.0)
-    assert masking_drops(blind, image, look(blind, "1", image, [0])) == [None]
+def bump(row: float, column: float, size: tuple[int, int] = (16, 24)) -> np.ndarray:
+    """A map that is largest at one place."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    return np.exp(-((y - row) ** 2 + (x - column) ** 2) / 20)
 
 
-def test_hiding_a_patch_in_the_middle() -> None:
-    """A map that is the same when it is turned half around is told from elsewhere too, though not from the middle."""
-    network, image = only_red(), reddened(CENTRE)
-    (found,) = look(network, "1", image, [0])
-    np.testing.assert_allclose(found.values, found.values[::-1, ::-1], atol=1e-6)
-    (drop,) = masking_drops(network, image, [found])
-    assert drop is not None
-    assert drop.own > 0.3
-    assert (drop.shifted, drop.overlap) == (0, 0)
-    assert drop.centre == pytest.approx(drop.own)
-    assert drop.centre_gain == pytest.approx(0)
+def test_pairs() -> None:
+    assert pair([2, 5, 9]) == [(2, 5), (5, 9), (9, 2)]
+    assert pair([4, 7]) == [(4, 7), (7, 4)]
+    assert pair([3]) == pair([]) == []
 
 
-def test_a_map_that_is_always_central_gains_without_looking() -> None:
-    network, image = only_red(), reddened(CENTRE)
-    y, x = np.mgrid[-1:1:16j, -1:1:24j]
-    (drop,) = masking_drops(network, image, [given_map(np.exp(-3 * (y**2 + x**2)))])
-    assert drop is not None
-    assert drop.gain > 0.3
-    assert drop.centre_gain == pytest.approx(0, abs=1e-6)
-    rim = reddened((slice(0, 4), slice(0, 6)))
-    (drop,) = masking_drops(network, rim, [given_map(np.exp(-3 * (y**2 + x**2)))])
-    assert drop is not None
-    assert drop.gain < 0, "shifted, it lies over the corners"
-    assert drop.centre_gain == pytest.approx(0, abs=1e-6)
+def test_where_a_map_is_largest() -> None:
+    values = np.zeros((4, 5))
+    values[2, 1], values[0, 3], values[3, 4] = 0.5, 1.0, 0.25
+    found = rank(values)
+    assert found.positive == 3
+    assert found.places[:3].tolist() == [3, 11, 19]
+    assert len(found.places) == 4, "a fifth"
+    assert rank(values + 0.1).positive == 4
+    even = rank(np.ones((40, 50))).places
+    rows = np.bincount(even // 50, minlength=40)
+    assert rows.min() > 0, "of an even map it takes places anywhere: the upper rows seldom hold an object"
+    assert len(set(even.tolist())) == 400
+    assert abs(rows[:20].sum() - 200) < 50
 
 
-def test_a_map_that_is_indifferent() -> None:
-    """Of an even map any part may be hidden: it must not be that of the upper rows, where no object lies."""
-    network, image = only_red(), reddened((slice(0, 16), slice(0, 24)))
-    even, faint = np.ones((16, 24)), np.random.default_rng(1).uniform(0.5, 1, (16, 24))
-    for values in (even, faint):
-        (drop,) = masking_drops(network, image, [given_map(values)])
-        assert drop is not None
-        assert drop.own > 0
-        assert drop.gain == pytest.approx(0, abs=1e-6), "red everywhere: as much hidden costs as much"
-        assert drop.centre_gain == pytest.approx(0, abs=1e-6)
-        assert 0.1 < drop.overlap < 0.3, "about a fifth, by chance"
-    middle = reddened(CENTRE)
-    drops = masking_drops(network, np.repeat(middle, 40, axis=0), [
-        given_map(np.random.default_rng(seed).uniform(0.5, 1, (16, 24))) for seed in range(40)
-    ])  # fmt: skip
-    gains = [drop.gain for drop in drops if drop is not None]
-    assert len(gains) > 30
-    assert abs(np.mean(gains)) < 2.5 * np.std(gains, ddof=1) / len(gains) ** 0.5
-    assert np.std(gains) > 0, "now and then it hides some of the patch"
+def test_two_patches() -> None:
+    network, given = only_red(), np.concatenate([patched((0, 1)), patched((1, 0))])
+    found = look(network, "1", given, [0, 0])
+    lost = hide(network, given, [one.values for one in found])
+    for image, one, cost in zip(given, found, lost, strict=True):
+        hidden = image[None].copy()
+        shown = one.values > 0
+        assert 24 <= shown.sum() < 0.2 * 16 * 24, "less than a fifth: no more is hidden than the map shows"
+        hidden[0][:, shown] = 0
+        assert cost.own == pytest.approx(probability(network, image[None]) - probability(network, hidden))
+        assert cost.own > 0.3
+        assert cost.other == pytest.approx(0, abs=0.05), "the other's patch, and perhaps a pixel at random"
+        assert cost.difference == cost.own - cost.other
 
 
-def test_a_map_that_the_shift_lays_over_itself_is_left_out() -> None:
+def test_as_much_is_hidden_where_the_other_map_is_largest() -> None:
+    """Everything is red: only how much is hidden counts."""
+    network, given = only_red(0.5), np.repeat(reddened((slice(0, 16), slice(0, 24))), 2, axis=0)
+    small, large = np.zeros((16, 24)), np.random.default_rng(0).uniform(0.5, 1, (16, 24))
+    small[3, 4:9] = 1
+    lost = hide(network, given, [small, large])
+    for one in lost:
+        assert one.own > 1e-4
+        assert one.difference == pytest.approx(0, abs=1e-6)
+    assert lost[0].own < lost[1].own / 10, "5 pixels and 77"
+
+
+def test_what_both_maps_hide_is_no_difference() -> None:
     network = only_red()
-    first, second = (slice(2, 6), slice(3, 9)), (slice(10, 14), slice(15, 21))
-    twice, once = reddened(first, second), reddened(first)
-    maps = [given_map(image[0, 0] + 0.0) for image in (twice, once)]
-    left_out, drop = masking_drops(network, np.concatenate([twice, once]), maps)
-    assert left_out is None
-    assert drop is not None
-    assert drop.overlap == 0
-    part = np.zeros((16, 24))
-    part[first] = part[10:12, 15:18] = 1  # 6 of the 24 + 6 places come to lie in the first, and 6 of it in them
-    (drop,) = masking_drops(network, once, [given_map(part)])
-    assert drop is None, "12 of 30 are more than a third"
-    part[10:12, 17:18] = 0
-    (drop,) = masking_drops(network, once, [given_map(part)])
-    assert drop is not None
-    assert drop.overlap == pytest.approx(8 / 28)
+    left, right = (slice(4, 8), slice(6, 12)), (slice(4, 8), slice(9, 15))
+    given = np.concatenate([reddened(left), reddened(right)])
+    maps = [image[0] for image in given]
+    for one in hide(network, given, maps):
+        assert 0 < one.other < one.own
+    same = np.repeat(given[:1], 2, axis=0)
+    assert [one.difference for one in hide(network, same, [maps[0]] * 2)] == [0, 0]
+
+
+def test_maps_that_follow_a_patch_in_random_places() -> None:
+    network, random = only_red(), np.random.default_rng(0)
+    places = [(int(random.integers(0, 13)), int(random.integers(0, 19))) for _ in range(40)]
+    given = np.concatenate([reddened((slice(y, y + 4), slice(x, x + 6))) for y, x in places])
+    found = look(network, "1", given, [0] * 40)
+    mean, error = mean_and_error(hide(network, given, [one.values for one in found]))
+    assert mean > 0.2
+    assert mean > 10 * error
+    blind = [bump(random.uniform(0, 16), random.uniform(0, 24)) for _ in places]
+    mean, error = mean_and_error(hide(network, given, blind))
+    assert abs(mean) < 2.5 * error, "anywhere, but not at the patch"
+
+
+def test_maps_that_are_always_central() -> None:
+    """Objects in the middle, and maps that are there without looking: each costs much, but none more than another's."""
+    network, random = only_red(), np.random.default_rng(1)
+
+    def near(middle: float) -> float:
+        return middle + random.uniform(-3, 3)
+
+    objects = [(int(near(6)), int(near(9))) for _ in range(60)]
+    given = np.concatenate([reddened((slice(y, y + 4), slice(x, x + 6))) for y, x in objects])
+    lost = hide(network, given, [bump(near(8), near(12)) for _ in objects])
+    mean, error = mean_and_error(lost)
+    assert np.mean([one.own for one in lost]) > 0.2
+    assert error > 0
+    assert abs(mean) < 2.5 * error
+    same = hide(network, given, [bump(8, 12)] * 60)
+    assert np.mean([one.own for one in same]) > 0.3
+    assert all(one.difference == 0 for one in same)
+    seeing = hide(network, given, [bump(y + 1.5, x + 2.5) for y, x in objects])
+    mean, error = mean_and_error(seeing)
+    assert mean > 3 * error, "one that follows them within the middle is told apart"
 
 
 def default(network: nn.Module, size: tuple[int, int, int]) -> MapLayer:

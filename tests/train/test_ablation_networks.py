@@ -20,7 +20,7 @@ from vexport.pipeline.train import train_recipe
 from vexport.recipe import load_recipe, recipe_hash
 from vexport.workspace import Workspace, read_manifest
 
-# One epoch of three steps; the ramp is over after the first.
+# Two epochs; the ramp is over within the first.
 QUICK = ["epochs=2", "deep_training.decay_epochs=0.3", "schedule.warmup_epochs=0"]
 NETWORKS = {
     "vanillanet_6": ["network.width=0.015625"],

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vexport.cli.app import app
-from vexport.cli.render import describe_epoch, duration, epoch_share
+from vexport.pipeline.epochs import describe_epoch, duration, epoch_share
 from vexport.pipeline.train import train_recipe
 from vexport.train.log import draw_curves, next_run, read_log
 from vexport.workspace import Workspace

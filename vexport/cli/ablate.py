@@ -70,6 +70,8 @@ def ablate(
     from vexport.pipeline.ablate import run_ablation
 
     chosen = [*(overrides or ()), *([f"data.source={_quoted(data)}"] if data is not None else [])]
+    # Where there is no bar, as in a cluster's log, each epoch is a line.
+    lines = sys.stderr is not None and not sys.stderr.isatty() and not as_json
     with progress(as_json) as update:
         update("preparing")
         outcome = run_ablation(
@@ -83,6 +85,7 @@ def ablate(
             force=force,
             command=shlex.join(["vexport", *sys.argv[1:]]),
             on_step=update,
+            on_epoch=remark if lines else lambda _line: None,
             tell=remark,
         )
     if as_json:

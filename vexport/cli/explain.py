@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from vexport.pipeline.explain import Explanation
     from vexport.pipeline.explain_looks import Spread
 
-
 AREAS = ("area_above_half", "effective_area")
+HIDDEN = "hidden - other's map"
+# The first network chose the samples.
+_GROUPS = {"given": "given", "correct": "right by [1]", "misclassified": "wrong by [1]"}
 
 
 def explain(
@@ -112,41 +114,42 @@ def explain(
 
 
 def render(result: Explanation) -> None:
-    """How large the maps are, image by image difference to the first network, and what was written."""
+    """How large the maps are, what hiding them costs, and what was written."""
     names = result.choice.class_names
     if result.choice.looked_at:
         remark(f"looked at {result.choice.looked_at} images for samples; {result.choice.labelling}")
     for note in result.notes:
         remark(f"note: {note}")
+    # Names are long: the tables have numbers.
+    numbers = {network.name: f"[{number}]" for number, network in enumerate(result.networks, 1)}
+    for network in result.networks:
+        layer = network.layer
+        typer.echo(f"{numbers[network.name]} {network.name}: {layer.name}, {layer.height}x{layer.width}")
     if result.choice.looked_at == 0:
         rows = [
-            [row.image.shown, network.name, names[look.attention.answer], figure(100 * look.attention.probability, 1)]
+            [row.image.shown, number, names[look.attention.answer], figure(100 * look.attention.probability, 1)]
             for row in result.rows
-            for network, look in zip(result.networks, row.looks, strict=True)
+            for number, look in zip(numbers.values(), row.looks, strict=True)
         ]
         print_table("Answers", ["image", "network", "answer", "probability %"], rows, text_columns=3)
-    layers = {one.name: f"{one.layer.name} {one.layer.height}x{one.layer.width}" for one in result.networks}
+    several = len(result.networks) > 1
     table = []
     for one in result.summaries:
-        spreads = [one.measures[name] for name in AREAS]
-        cells = [_percent(spread) for spread in spreads]
-        if len(result.networks) > 1:
+        cells = [_percent(one.measures[name]) for name in AREAS]
+        if several:
             cells += [_percent(one.differences[name], signed=True) if one.differences else "-" for name in AREAS]
-        cells.append(_percent(one.measures["masking_gain"], signed=True))
-        cells.append(_percent(one.measures["centre_gain"], signed=True))
-        table.append([one.network, layers[one.network], one.group, str(one.images), *cells])
-    columns = ["network", "layer and map", "images", "count", "above half %", "effective %"]
-    if len(result.networks) > 1:
-        columns += ["above half - first", "effective - first"]
-    columns += ["hidden - shifted", "hidden - centre"]
-    title = f"Areas of the maps of the {_explained(result)} class: mean ± standard deviation"
-    print_table(title, columns, table, text_columns=3)
-    drops = [look.drop for row in result.rows for look in row.looks if look.drop is not None]
-    overlap = f" (they share {sum(drop.overlap for drop in drops) / len(drops):.0%} of their pixels)" if drops else ""
-    typer.echo("hidden - shifted: points of probability lost by hiding the fifth of the image that the map shows, less")
-    typer.echo(f"those lost by hiding that part shifted by half the image both ways{overlap};")
-    typer.echo("hidden - centre: the same, less those lost by hiding as much in the middle of the image. Near 0 they")
-    typer.echo("cannot be told apart, which does not prove that the map means nothing")
+        cells.append(_percent(one.measures["probability_lost_difference"], signed=True))
+        table.append([numbers[one.network], _GROUPS[one.group], str(one.images), *cells])
+    columns = ["network", "images", "count", "above half", "effective"]
+    if several:
+        columns += ["above half - [1]", "effective - [1]"]
+    columns.append(HIDDEN)
+    title = f"Maps of the {_explained(result)} class, in %: mean ± standard deviation"
+    print_table(title, columns, table, text_columns=2)
+    typer.echo(
+        f"{HIDDEN}: points of probability lost by hiding the fifth of the image that its own map shows, less those"
+    )
+    typer.echo("lost by hiding as much where another image's map is largest. Near 0 they cannot be told apart.")
     typer.echo(f"written: {result.folder / result.files[0]} and {len(result.files) - 1} more file(s) beside it")
 
 

@@ -9,8 +9,6 @@ import typer
 
 from vexport.cli.options import DEFAULT_WORKSPACE, ForceOpt, JsonOpt, Workspace, WorkspaceOpt
 from vexport.cli.render import (
-    describe_epoch,
-    epoch_share,
     figure,
     print_json,
     print_table,
@@ -32,6 +30,7 @@ def quickstart(
     as_json: JsonOpt = False,
 ) -> None:
     """The main job in one go: train, fuse, export, FP16 and INT8, engines, measure. Needs the extra `train`."""
+    from vexport.pipeline.epochs import describe_epoch, epoch_share
     from vexport.pipeline.quickstart import quickstart as run
 
     remark("training, merging, exporting and measuring takes a few minutes")

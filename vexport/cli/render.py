@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +28,11 @@ def print_json(data: Any) -> None:
 
 def remark(text: str) -> None:
     """A line for people, on standard error."""
-    typer.echo(text, err=True)
+    # Not by typer.echo: that writes beside a progress bar, which lets `print` through and moves below.
+    # A terminal that is gone raises: nobody reads this then, and what is going on should end as it would.
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> None:
@@ -69,8 +74,13 @@ def progress(as_json: bool = False) -> Iterator[Update]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.start()
+    try:
         yield _updater(bar)
+    finally:
+        with contextlib.suppress(OSError):  # as in `remark`
+            bar.stop()
 
 
 def _updater(bar: Progress) -> Update:
@@ -100,34 +110,3 @@ def short_hash(sha256: str | None) -> str:
 def figure(value: float | None, digits: int = 2) -> str:
     """A number, or a dash."""
     return "-" if value is None or value != value else f"{value:.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """A time that is left, in units that read well."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-def describe_epoch(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
-    """A line on how training goes: at an epoch's end, or within it."""
-    parts = []
-    if "top1" in metrics:
-        parts.append(
-            f"loss {metrics['loss']:.3f}, slope {metrics['slope']:.2f}, held-out {metrics['top1']:.1f} % "
-            f"(weights {metrics['top1_model']:.1f} %)"
-        )
-    elif "step" in metrics:
-        parts.append(f"batch {metrics['step']:.0f}/{metrics['steps']:.0f}")
-    if "images_per_s" in metrics:
-        parts.append(f"{metrics['images_per_s']:.0f} images/s, {metrics['data_wait']:.0%} waiting for data")
-    if metrics.get("eta_s"):
-        parts.append(f"{duration(metrics['eta_s'])} left")
-    return f"epoch {epoch}/{epochs}" + (": " + ", ".join(parts) if parts else "")
-
-
-def epoch_share(epoch: int, epochs: int, metrics: Mapping[str, float]) -> float:
-    """The share of a run that is done."""
-    within = metrics["step"] / metrics["steps"] if "step" in metrics and metrics.get("steps") else 0.0
-    return min(1.0, (epoch + within) / max(1, epochs))

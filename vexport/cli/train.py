@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vexport.cli.options import DEFAULT_WORKSPACE, ForceOpt, JsonOpt, Workspace, WorkspaceOpt
-from vexport.cli.render import describe_epoch, epoch_share, print_json, progress, remark, short_hash, size
+from vexport.cli.render import print_json, progress, remark, short_hash, size
 
 if TYPE_CHECKING:
     from vexport.pipeline.train import TrainResult
@@ -42,6 +42,7 @@ def train(
     as_json: JsonOpt = False,
 ) -> None:
     """Train by a recipe, deeply or for INT8; writes the best and the last checkpoint. Needs the extra `train`."""
+    from vexport.pipeline.epochs import describe_epoch, epoch_share
     from vexport.pipeline.train import train_recipe
 
     chosen = [*(overrides or ()), *([f"data.source={_quoted(data)}"] if data is not None else [])]

@@ -122,22 +122,31 @@ def apply_techniques(
     """Put deep training and series activations into a network, in place.
 
     Each `nn.Conv2d` that is not grouped becomes a `DeepConv2d` whose first convolution has its weights; a BatchNorm
-    behind it stays where it is. Each ReLU of feature maps becomes a `SeriesActivation`; ReLUs of vectors stay. What is
-    new starts afresh: apply before training. Subclasses of `nn.Conv2d` compute something else and stay as they are.
+    behind it stays where it is. Each `nn.ReLU` of feature maps becomes a `SeriesActivation`; those of vectors stay.
+    What is new starts afresh: apply before training. A frozen convolution becomes a frozen pair.
+
+    Not replaced, and not reported: ReLUs that are functions (`F.relu`, `torch.relu`, `x.relu()`), other activations
+    such as `nn.ReLU6`, and subclasses of `nn.Conv2d` and `nn.ReLU`, which may compute something else.
 
     Args:
-        network: Any; it runs once on a random image.
+        network: Any with parameters; it runs once on a random image.
         input_size: C, H and W of that image.
         deep: Whether to double the convolutions.
-        act_num: n of the series activations; None leaves the ReLUs.
+        act_num: n of the series activations, 0 for a scale per channel; None leaves the ReLUs.
 
     Returns:
         The same network.
 
     Raises:
-        InputError: it has no convolution or no ReLU to replace, it has techniques already, a module stands or serves in
-            several places, or a padding is not of zeros; nothing has been changed then.
+        InputError: it has no parameters, no convolution or no ReLU to replace, it has techniques already, it cannot run
+            on such an image, `act_num` is negative, a module stands or serves in several places, or a padding is not of
+            zeros; nothing has been changed then.
     """
+    if act_num is not None and act_num < 0:
+        raise InputError(f"act_num {act_num} is negative", hint="3 as in the paper, 0 for a scale per channel")
+    weight = next(network.parameters(), None)
+    if weight is None:
+        raise InputError("the network has no parameters", hint="give one with convolutions")
     if any(isinstance(module, DeepConv2d | SeriesActivation) for module in network.modules()):
         raise InputError("the network has techniques already", hint="apply both in one call, to a fresh network")
     new: dict[str, nn.Module] = {}
@@ -147,8 +156,7 @@ def apply_techniques(
             raise InputError("the network has no convolution to train deeply", hint="grouped ones cannot be doubled")
         new |= {name: _deepened(name, conv) for name, conv in convs}
     if act_num is not None:
-        weight = next(network.parameters())
-        for name, channels in _relu_channels(network, input_size).items():
+        for name, channels in _relu_channels(network, input_size, weight).items():
             new[name] = SeriesActivation(channels, act_num).to(weight.device, weight.dtype)
     _require_own_places(network, new)
     for name, module in new.items():
@@ -242,6 +250,11 @@ def _deepened(name: str, conv: nn.Conv2d) -> DeepConv2d:
     # As the network's author initialised it; the new 1x1 convolution has PyTorch's own start.
     with torch.no_grad():
         pair.to(conv.weight.device, conv.weight.dtype).conv1.weight.copy_(conv.weight)
+    if pair.conv2.bias is not None and conv.bias is not None:
+        pair.conv2.bias.requires_grad_(conv.bias.requires_grad)
+    for parameter in (pair.conv1.weight, pair.conv1.bias, *pair.bn.parameters(), pair.conv2.weight):
+        if parameter is not None:
+            parameter.requires_grad_(conv.weight.requires_grad)
     return pair
 
 
@@ -259,8 +272,8 @@ def _require_own_places(network: nn.Module, names: Container[str]) -> None:
         )
 
 
-def _relu_channels(network: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
-    """The channels that every ReLU of feature maps sees."""
+def _relu_channels(network: nn.Module, input_size: tuple[int, int, int], like: Tensor) -> dict[str, int]:
+    """The channels that every ReLU of feature maps sees, on an image of the device and type of `like`."""
     calls: Counter[str] = Counter()
     channels: dict[str, int] = {}
 
@@ -272,14 +285,21 @@ def _relu_channels(network: nn.Module, input_size: tuple[int, int, int]) -> dict
 
         return hook
 
-    relus = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
+    relus = [(name, module) for name, module in network.named_modules() if type(module) is nn.ReLU]
     handles = [module.register_forward_hook(watch(name)) for name, module in relus]
-    mode, weight = network.training, next(network.parameters())
+    modes = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
-            network.eval()(torch.rand(1, *input_size, device=weight.device, dtype=weight.dtype))
+            network.eval()(torch.rand(1, *input_size, device=like.device, dtype=like.dtype))
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:  # as timm checks its sizes
+        raise InputError(
+            f"the network cannot run on an image of {' x '.join(map(str, input_size))}",
+            details=str(error).splitlines()[:1],
+            hint="give input_size as channels, height and width of the images that it is for",
+        ) from error
     finally:
-        network.train(mode)
+        for module, mode in modes.items():
+            module.training = mode
         for handle in handles:
             handle.remove()
     if shared := [name for name, count in calls.items() if count > 1 and name in channels]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,8 @@ from vexport.errors import WorkspaceError
 from vexport.pipeline.ablate_picture import PICTURES, draw_rows
 from vexport.pipeline.ablate_table import LEVEL, Results, TableRow, describe, make_rows, points, tried
 from vexport.recipe import ImagesSection, Recipe
-from vexport.recipe.ablation import Ablation, run_name
+from vexport.recipe.ablation import Ablation, AblationRecipe, run_name
+from vexport.recipe.settings import as_settings
 from vexport.workspace import mapped_os_errors
 
 SCHEMA = 1
@@ -36,8 +38,11 @@ def make_document(
     jobs: int,
     export: bool,
     left_out: Mapping[tuple[str, int], str] = MappingProxyType({}),
+    other_recipes: Sequence[tuple[str, int]] = (),
 ) -> tuple[dict[str, Any], list[TableRow]]:
     """Everything that is known of an ablation, as plain values; and its table.
+
+    Its seeds are those of the ablation and those of which there are results.
 
     Args:
         ablation: Which.
@@ -46,8 +51,10 @@ def make_document(
         jobs: Runs at once.
         export: Whether graphs were asked for.
         left_out: Runs that were trained on other images, and on which.
+        other_recipes: Runs that are of another recipe, so without results.
     """
-    recipe = ablation.recipe
+    recipe, asked = ablation.recipe, ablation.seeds
+    ablation = replace(ablation, seeds=_all_seeds(recipe.seeds, asked, results))
     rows = make_rows(recipe, ablation.seeds, results)
     plan = ablation.plan(next(iter(recipe.runs)), ablation.seeds[0])
     document = {
@@ -75,7 +82,11 @@ def make_document(
         "versions": tool_versions(*LIBRARIES),
         "rows": [row.to_json() for row in rows],
         "verdicts": describe(rows),
-        "notes": [*_notes(rows, results, left_out), *ablation.list_unreached()],
+        "notes": [
+            *_notes(rows, results, left_out, other_recipes),
+            *_describe_seeds(asked, ablation.seeds),
+            *ablation.list_unreached(),
+        ],
         "runs": [
             {
                 "run": name,
@@ -91,6 +102,20 @@ def make_document(
     return document, rows
 
 
+def _all_seeds(usual: Sequence[int], asked: Sequence[int], results: Results) -> tuple[int, ...]:
+    """Seeds that were asked for; where there are others too, all of them, the recipe's first in its order."""
+    wanted = {*asked, *(seed for _, seed in results)}
+    if wanted == {*asked}:
+        return tuple(asked)
+    return tuple(dict.fromkeys([*(seed for seed in usual if seed in wanted), *sorted(wanted)]))
+
+
+def _describe_seeds(asked: Sequence[int], seeds: Sequence[int]) -> list[str]:
+    """Which seeds earlier calls brought."""
+    before = ", ".join(str(seed) for seed in seeds if seed not in asked)
+    return [f"from earlier calls, of the same recipe: seed {before}"] if before else []
+
+
 def _source(plan: Recipe, results: Results) -> str | None:
     """Where the images lie: as the recipe says, else as the runs say."""
     if not isinstance(plan.data, ImagesSection) or plan.data.source is not None:
@@ -98,20 +123,35 @@ def _source(plan: Recipe, results: Results) -> str | None:
     return next((str(one["source"]) for one in results.values() if one.get("source") is not None), None)
 
 
-def _notes(rows: Sequence[TableRow], results: Results, left_out: Mapping[tuple[str, int], str]) -> list[str]:
+def _notes(
+    rows: Sequence[TableRow],
+    results: Results,
+    left_out: Mapping[tuple[str, int], str],
+    other_recipes: Sequence[tuple[str, int]] = (),
+) -> list[str]:
     """What a reader of the table should know."""
     notes = [f"the figures are {ACCURACY}"]
-    if missing := [run_name(row.run, seed) for row in rows for seed in row.missing if (row.run, seed) not in left_out]:
+    known = {*left_out, *other_recipes}
+    if missing := [run_name(row.run, seed) for row in rows for seed in row.missing if (row.run, seed) not in known]:
         notes.append(f"not run yet: {_shown(missing)}")
     for source in dict.fromkeys(left_out.values()):
         notes.append(
             f"left out, trained on {source}: {_shown([run_name(*key) for key in left_out if left_out[key] == source])}"
         )
+    if others := [run_name(*key) for key in other_recipes if key not in results]:
+        notes.append(f"left out, of another recipe: {_shown(others)}")
     differences = [row.difference for row in rows if row.difference]
     if told := sum(one.low is not None for one in differences):
         notes.append(
             f"in brackets: {LEVEL:.0%} intervals of the mean difference, Student's t over pairs of one seed; they hold "
             "the chance of training, not that of the held-out images"
+        )
+    if images := sorted({one.images for one in differences if one.images is not None and one.low is not None}):
+        count = " or ".join(f"{number:,}" for number in images)
+        most = max(one.chance for one in differences if one.chance is not None and one.low is not None)
+        notes.append(
+            f"better or worse is only what is also beyond the chance of {count} held-out images, here up to {most:.2f} "
+            f"points: {LEVEL:.0%}, as if each run had images of its own"
         )
     if told > 1:
         notes.append(
@@ -153,8 +193,13 @@ def _trained_on(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"Trained on {', '.join(devices)}{'; ' if libraries else ''}{libraries}." if done else ""
 
 
-def require_own(folder: Path, *, force: bool) -> None:
-    """Refuse to write over an `ablation.json` that is not ours.
+def require_own(folder: Path, *, force: bool, recipe: AblationRecipe | None = None) -> None:
+    """Refuse to write over an `ablation.json` that is not ours, or that would lose figures.
+
+    Args:
+        folder: Of the ablation.
+        force: Write over it all the same.
+        recipe: The ablation that would be written; None looks at no figures.
 
     Raises:
         WorkspaceError: there is one, or its folder cannot be read.
@@ -171,6 +216,26 @@ def require_own(folder: Path, *, force: bool) -> None:
         raise WorkspaceError(
             f"{path} is in the way: it was not written by vexport", hint="move it, or give --force to write over it"
         )
+    if recipe is not None and (lost := _lost_runs(data, recipe)):
+        raise WorkspaceError(
+            f"{path} is in the way: it has figures of runs that another recipe named {recipe.name} brought",
+            details=lost,
+            hint="rename the recipe's file, choose another --workspace, or give --force to write over it",
+        )
+
+
+def _lost_runs(document: Mapping[str, Any], recipe: AblationRecipe) -> list[str]:
+    """Runs of a document that have figures, and that the recipe does not have or sets otherwise, in words."""
+    before = (document.get("recipe") or {}).get("runs") or {}
+    now = recipe.to_json()["runs"]
+    lines = []
+    for name in dict.fromkeys(one.get("run") for one in document.get("runs") or () if one.get("top1") is not None):
+        then = as_settings((before.get(name) or {}).get("set") or {})
+        if name not in now:
+            lines.append(f"{name}: not a run of this recipe")
+        elif sorted(then) != sorted(own := as_settings(now[name]["set"])):
+            lines.append(f"{name}: sets {', '.join(then) or 'nothing'} there, {', '.join(own) or 'nothing'} here")
+    return lines
 
 
 def write_document(folder: Path, document: dict[str, Any], rows: Sequence[TableRow]) -> tuple[Path, ...]:
@@ -226,7 +291,7 @@ def table_cells(rows: Sequence[TableRow]) -> tuple[list[str], list[list[str]]]:
         "seeds": [str(row.seeds) for row in rows],
         "difference": ["reference" if row.is_reference else points(row.difference) for row in rows],
         "deployed top-1 %": [_figure(row.deployed_mean) for row in rows],
-        "graph's error": ["-" if row.graph_max_rel is None else f"{row.graph_max_rel:.0e}" for row in rows],
+        "logit error of the graph": ["-" if row.graph_max_rel is None else f"{row.graph_max_rel:.0e}" for row in rows],
         "published, ImageNet %": [_figure(row.published) for row in rows],
     }
     kept = {header: cells for header, cells in found.items() if any(cell not in ("-", "") for cell in cells)}

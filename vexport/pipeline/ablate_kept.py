@@ -1,14 +1,16 @@
 """What earlier calls left in an ablation's folder: figures, failures, and runs that are still to be trained anew.
 
-Figures count while the run's recipe is the same and its checkpoint is the one that they were taken from. A table is of
-one set of images: what was trained on others is left out of it.
+Figures count while the run's recipe is the same and its checkpoint is the one that they were taken from. So do those of
+seeds that are not asked for this time: a table never becomes smaller by another call. A table is of one set of images:
+what was trained on others is left out of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,13 +34,15 @@ class Kept:
     """What is there.
 
     Args:
-        results: Figures and failures by run and seed.
+        results: Figures and failures by run and seed, also of seeds that were not asked for.
         elsewhere: Runs that were trained on other images than these, and on which.
+        other_recipes: Runs of seeds that were not asked for, and that are of another recipe.
         anew: Runs that a call with --force gave up and did not come to.
     """
 
     results: dict[Key, dict[str, Any]] = field(default_factory=dict)
     elsewhere: dict[Key, str] = field(default_factory=dict)
+    other_recipes: list[Key] = field(default_factory=list)
     anew: set[Key] = field(default_factory=set)
 
 
@@ -47,14 +51,16 @@ def read_runs(folder: Path, plans: Mapping[Key, Recipe], *, export: bool) -> Kep
 
     Args:
         folder: Of the ablation.
-        plans: The training recipe of each run.
+        plans: The training recipe of each run and seed that is asked for; other seeds of them are found here.
         export: Whether graphs are asked for.
 
     Raises:
         InputError: no images are named, and the runs were trained on different ones.
+        WorkspaceError: the folder cannot be read.
     """
     kept = Kept()
-    for key, plan in plans.items():
+    others = dict(_other_seeds(folder, plans))
+    for key, plan in {**plans, **others}.items():
         own, hashed = run_folder(folder, key), recipe_hash(plan)
         if _awaits_training(own, plan.name, hashed):
             kept.anew.add(key)
@@ -64,6 +70,8 @@ def read_runs(folder: Path, plans: Mapping[Key, Recipe], *, export: bool) -> Kep
             kept.elsewhere[key] = then
         elif found is not None:
             kept.results[key] = found
+        elif key in others and (_read_json(own / RESULT) or {}).get("recipe_hash", hashed) != hashed:
+            kept.other_recipes.append(key)
     sources: dict[str, list[str]] = {}
     for key, one in kept.results.items():
         if one.get("source") is not None:
@@ -75,6 +83,20 @@ def read_runs(folder: Path, plans: Mapping[Key, Recipe], *, export: bool) -> Kep
             hint="say with --data DIR which of them are compared",
         )
     return kept
+
+
+def _other_seeds(folder: Path, plans: Mapping[Key, Recipe]) -> Iterator[tuple[Key, Recipe]]:
+    """The training recipes of seeds that have a folder and are not asked for."""
+    any_seed = {run: plan for (run, _), plan in plans.items()}
+    with mapped_os_errors(folder):
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    for name in names:
+        run, _, digits = name.rpartition(".s")
+        if run not in any_seed or not re.fullmatch("0|[1-9][0-9]{0,9}", digits):
+            continue
+        key = (run, int(digits))
+        if key not in plans and key[1] < 2**32:
+            yield key, any_seed[run].model_copy(update={"name": name, "seed": key[1]})
 
 
 def read_run(own: Path, name: str, hashed: str, *, export: bool) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """Runs in processes of their own, some at once: a crash, a hang or a lack of memory costs one run and no other.
 
-The parent reads a pipe per run, by which the run tells how far it is; a run that tells nothing for too long is hung.
-Ctrl-C reaches the parent alone: it asks the runs to stop, and ends those that do not. A run whose parent is gone stops
-by itself when it next tells something.
+The parent reads a pipe per run, by which the run tells how far it is, and that it computes; one that does neither for
+too long is hung. Ctrl-C reaches the parent alone: it asks the runs to stop, and ends those that do not. A run whose
+parent is gone ends with it, or where the system cannot do that, when it next tells something.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from vexport.errors import EXIT_INTERRUPTED, TrainingError, VexportError
+from vexport.errors import EXIT_INTERRUPTED, TrainingError, VexportError, WorkspaceError
+from vexport.pipeline.ablate_ends import ALIVE, Line, end_with_parent, signs_of_life
 from vexport.pipeline.ablate_run import Job, Tell
+from vexport.pipeline.epochs import epoch_share
 from vexport.workspace import mapped_os_errors
 
 Work = Callable[[Job, Tell], dict[str, Any]]
@@ -43,17 +45,24 @@ class Failure:
     """Why a run brought no figures.
 
     Args:
-        kind: `failed`, `diverged`, `crashed`, `hung` or `out of memory`.
+        kind: `failed`, `diverged`, `crashed`, `hung`, `stopped` or `out of memory`.
         text: In a line.
         details: Further lines.
+        hint: What to do about it, where that is known.
     """
 
     kind: str
     text: str
     details: tuple[str, ...] = ()
+    hint: str = ""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """All but the text."""
+        return (*self.details, f"hint: {self.hint}") if self.hint else self.details
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "text": self.text, "details": list(self.details)}
+        return {"kind": self.kind, "text": self.text, "details": list(self.lines)}
 
 
 @dataclass
@@ -63,11 +72,12 @@ class Running:
     Args:
         job: Which.
         began: When, in seconds of the monotonic clock.
-        heard: When it last told something.
+        heard: When it last told something, if only that it computes.
         epochs: Done, and in all; 0 of 0 until it says.
         share: Of its epochs that is done.
         step: What it does besides training.
         eta_s: What it thinks it has left to train.
+        ended: Epochs that ended and that nobody was told of yet: number, in all, and top-1 in per cent.
     """
 
     job: Job
@@ -79,6 +89,7 @@ class Running:
     share: float = 0.0
     step: str = "starting"
     eta_s: float | None = None
+    ended: list[tuple[int, int, float]] = field(default_factory=list)
     answer: dict[str, Any] | Failure | None = field(default=None, repr=False)
 
 
@@ -97,7 +108,7 @@ def do_runs(
         jobs: In the order in which they begin.
         work: What a process does; importable by name.
         at_once: How many at the most.
-        patience_s: A run that tells nothing for so long is hung.
+        patience_s: A run that tells nothing and computes nothing for so long is hung.
         on_end: Told each run that ended, its figures or failure, and the seconds that it took.
         on_tick: Told now and then which runs go on, and how many wait.
 
@@ -108,7 +119,11 @@ def do_runs(
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                running.append(_start(waiting.popleft(), work))
+                job = waiting.popleft()
+                try:
+                    running.append(_start(job, work))
+                except WorkspaceError as error:  # this run's: the others go on
+                    on_end(job, Failure("failed", error.message, error.details, error.hint), 0.0)
             wait([one.pipe for one in running], TICK_S)
             for one in list(running):
                 answer = _look(one, patience_s)
@@ -148,18 +163,21 @@ def _look(one: Running, patience_s: float) -> dict[str, Any] | Failure | None:
         return _how_it_ended(one)
     silent = time.monotonic() - one.heard
     if silent > patience_s:
-        return Failure("hung", f"hung: it told nothing for {silent:.0f} s", _tail(one.job))
+        return Failure("hung", f"hung: it did nothing for {silent:.0f} s", _tail(one.job))
     return None
 
 
 def _hear(one: Running, told: tuple[Any, ...]) -> None:
     one.heard = time.monotonic()
     kind, *rest = told
+    if told == ALIVE:
+        return
     if kind == "epoch":
         epoch, epochs, figures = rest
-        within = figures["step"] / figures["steps"] if figures.get("steps") else 0.0
-        one.epochs, one.share = (epoch, epochs), min(1.0, (epoch + within) / max(1, epochs))
+        one.epochs, one.share = (epoch, epochs), epoch_share(epoch, epochs, figures)
         one.step, one.eta_s = "", figures.get("eta_s")
+        if "top1" in figures:
+            one.ended.append((epoch, epochs, figures["top1"]))
     elif kind == "step":
         one.step, one.eta_s, one.share = rest[0], 0.0, 1.0
     elif kind == "done":
@@ -172,7 +190,7 @@ def _how_it_ended(one: Running) -> Failure:
     code = one.process.exitcode
     if code == EXIT_INTERRUPTED:
         again = "the same command without --force" if one.job.anew else "the same command"
-        return Failure("failed", f"stopped from outside; {again} goes on with it")
+        return Failure("stopped", f"stopped from outside; {again} goes on with it")
     if code >= 0:
         return Failure("crashed", f"crashed: it ended with exit code {code}", _tail(one.job))
     named = {int(known): known.name for known in signal.Signals}.get(-code, "")
@@ -216,32 +234,30 @@ def _end(one: Running, patience_s: float) -> None:
 
 def serve(work: Work, job: Job, pipe: Connection) -> None:
     """Do a run in this process and tell the parent."""
+    end_with_parent()
     signal.signal(signal.SIGTERM, _stop_here)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent hears it too, and asks this process to stop
     # Before numpy and torch are imported, which read them once.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(job.threads)
     faulthandler.enable()  # a crash in native code says where
     _redirect(job.folder / OUTPUT)
-
-    def tell(told: tuple[Any, ...]) -> None:
-        try:
-            pipe.send(told)
-        except OSError as error:
-            raise KeyboardInterrupt("the parent is gone") from error
-
+    line = Line(pipe)
     try:
-        answer: tuple[Any, ...] = ("done", work(job, tell))
+        with signs_of_life(line.tell):
+            answer: tuple[Any, ...] = ("done", work(job, line.tell))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except VexportError as error:
         kind = "diverged" if is_divergence(error) else "failed"
-        answer = ("failed", *_classify(kind, error.message), (*error.details, f"hint: {error.hint}"))
+        answer = ("failed", *_classify(kind, error.message), error.details, error.hint)
     except BaseException as error:
         traceback.print_exc()
         said = "".join(traceback.format_exception_only(error)).strip()
         answer = ("failed", *_classify("failed", said), _tail(job))
     with contextlib.suppress(KeyboardInterrupt):  # the parent is gone
-        tell(answer)
+        line.tell(answer)
 
 
 def is_divergence(error: VexportError) -> bool:

@@ -12,6 +12,7 @@ from vexport.bench.environment import cpu_name
 from vexport.engine.timing import write_atomically
 from vexport.errors import VexportError
 from vexport.pipeline.ablate_kept import RECIPE, STREAMED, read_figures, write_figures
+from vexport.pipeline.epochs import describe_epoch
 from vexport.recipe import DigitsSection, Recipe, load_recipe
 from vexport.recipe.ablation import run_name
 from vexport.workspace import Workspace
@@ -59,6 +60,8 @@ class Job:
 def do_run(job: Job, tell: Tell) -> dict[str, Any]:
     """Do a run; one that an interrupt stopped goes on after its last epoch.
 
+    Standard output, a file of the run, gets a line per epoch and what training has to say.
+
     Args:
         job: The run.
         tell: Told how far it is.
@@ -80,7 +83,13 @@ def do_run(job: Job, tell: Tell) -> dict[str, Any]:
     notes: list[str] = []
 
     def on_epoch(epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
+        if "top1" in figures:
+            print(describe_epoch(epoch, epochs, figures), flush=True)
         tell(("epoch", epoch, epochs, dict(figures)))
+
+    def note(line: str) -> None:
+        print(line, flush=True)
+        notes.append(line)
 
     trained = train_recipe(
         job.base,
@@ -89,7 +98,7 @@ def do_run(job: Job, tell: Tell) -> dict[str, Any]:
         resume=not job.anew,
         force=job.anew,
         on_progress=on_epoch,
-        tell=notes.append,
+        tell=note,
     )
     assert trained is not None, "one process trains"
     last = trained.last

@@ -1,15 +1,17 @@
 """From the figures of an ablation's runs to its table: mean and spread over seeds, and what differs beyond chance.
 
 The runs of one seed begin with the same random state and see the images in the same order, so differences are taken
-seed by seed (paired), and their interval is Student's t. Seeds tell the chance of training apart from an effect; all
-are scored on the same held-out images, whose chance is not in the interval.
+seed by seed (paired), and their interval is Student's t. Seeds tell the chance of training apart from an effect. All
+are scored on the same held-out images, whose chance is not in the interval: an effect must also be larger than that
+chance would be if each run had images of its own. With the same images it is smaller, so this errs to the safe side.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from vexport.deps import needs
@@ -30,17 +32,26 @@ class Difference:
         low: Lower end of the interval; None with one seed, and where all differences are the same.
         high: Upper end, likewise.
         seeds: How many both have.
+        images: That each was scored on; None where that is not recorded.
+        chance: Up to which difference the choice of these images may be the cause, in points; None likewise.
     """
 
     value: float
     low: float | None
     high: float | None
     seeds: int
+    images: int | None = None
+    chance: float | None = None
+
+    @property
+    def is_beyond_training(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     @property
     def is_told_apart(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether neither training nor the choice of images is likely to be the cause."""
+        return self.is_beyond_training and abs(self.value) >= (self.chance or 0.0)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "level": LEVEL if self.low is not None else None, "told_apart": self.is_told_apart}
@@ -129,7 +140,7 @@ def make_rows(recipe: AblationRecipe, seeds: Sequence[int], results: Results) ->
                 std=stdev(own.values()) if len(own) > 1 else None,
                 deployed_mean=_deployed_mean(found, len(own)),
                 graph_max_rel=max(_of_deployed(found, "graph_max_rel"), default=None),
-                difference=compare_seeds(own, top1[other]) if other else None,
+                difference=_compare_runs(name, other, top1, results) if other else None,
                 published=run.published,
                 published_difference=None if None in (run.published, against) else run.published - against,  # type: ignore[operator]
                 failures={seed: text for seed, one in found.items() if (text := _failure(one))},
@@ -157,22 +168,50 @@ def _deployed_mean(found: Mapping[int, Mapping[str, Any]], seeds: int) -> float 
     return fmean(values) if values and len(values) == seeds else None
 
 
-def compare_seeds(own: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
-    """The mean difference over the seeds that both have, with its interval; None where they share none."""
-    differences = [own[seed] - other[seed] for seed in own if seed in other]
-    if not differences:
+def _compare_runs(
+    name: str, other: str, top1: Mapping[str, Mapping[int, float]], results: Results
+) -> Difference | None:
+    shared = [(run, seed) for run in (name, other) for seed in top1[name] if seed in top1[other]]
+    known = [int(results[key]["images"]) for key in shared if results[key].get("images") is not None]
+    return compare_seeds(top1[name], top1[other], min(known) if known and len(known) == len(shared) else None)
+
+
+def compare_seeds(own: Mapping[int, float], other: Mapping[int, float], images: int | None = None) -> Difference | None:
+    """The mean difference over the seeds that both have, with its interval.
+
+    Args:
+        own: Top-1 by seed, in per cent.
+        other: Of what it is compared with.
+        images: That each was scored on, where that is known.
+
+    Returns:
+        The difference; None where they share no seed.
+    """
+    shared = [seed for seed in own if seed in other]
+    if not shared:
         return None
+    differences = [own[seed] - other[seed] for seed in shared]
     value, count = fmean(differences), len(differences)
+    chance = image_chance([one[seed] for one in (own, other) for seed in shared], images) if images else None
     if count < 2:
-        return Difference(value, None, None, count)
+        return Difference(value, None, None, count, images, chance)
     with needs("train"):
         from scipy import stats  # type: ignore[import-untyped]  # scikit-learn brings it
 
     spread = stdev(differences)
     if spread < NO_SPREAD:  # an interval without width would promise that there is no chance in it
-        return Difference(value, None, None, count)
+        return Difference(value, None, None, count, images, chance)
     half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread / count**0.5
-    return Difference(value, value - half, value + half, count)
+    return Difference(value, value - half, value + half, count, images, chance)
+
+
+def image_chance(top1: Sequence[float], images: int) -> float:
+    """How far two accuracies may differ by the choice of their images, in points: at `LEVEL`, each with its own images.
+
+    1.96 standard errors of the difference of two independent shares of N images, sqrt(2 p (1 - p) / N), p their mean.
+    """
+    share = fmean(top1) / 100
+    return 100 * NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(2 * share * (1 - share) / images)
 
 
 def tried(rows: Sequence[TableRow]) -> list[TableRow]:
@@ -202,8 +241,10 @@ def _verdict(row: TableRow, reference: TableRow) -> str:
     interval = f"{found.low:+.2f} to {found.high:+.2f}, {found.seeds} seeds"
     if found.is_told_apart:
         word = "better" if found.value > 0 else "worse"
-        return f"{row.column}: {points} ({interval}) over {reference.column}{where}: {word}{paper}"
-    return f"{row.column}: {points} ({interval}) over {reference.column}{where}: cannot be told apart{paper}"
+    else:
+        word = "cannot be told apart"
+        word += f": within the chance of {found.images:,} images" if found.is_beyond_training else ""
+    return f"{row.column}: {points} ({interval}) over {reference.column}{where}: {word}{paper}"
 
 
 def points(found: Difference | None) -> str:

@@ -107,17 +107,8 @@ def explain(
     else:
         choice = take_samples(data, networks, max(samples, measured or 0), seed, on_step)
     wanted = _wanted_class(label, choice)
-    count = len(choice.images)
-    drawn = samples if data is not None else count
-    rows = tuple(
-        look_at(
-            choice.images,
-            networks,
-            label=wanted,
-            drawn=drawn,
-            on_images=lambda done: on_step(f"maps of {done} of {count} images", done / count),
-        )
-    )
+    drawn = samples if data is not None else len(choice.images)
+    rows = tuple(look_at(choice.images, networks, label=wanted, drawn=drawn, on_step=on_step))
     request = {
         "data": str(data) if data is not None else None,
         "samples": samples if data is not None else None,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vexport.pipeline.explain_network import Network
@@ -13,11 +14,11 @@ from vexport.workspace import hash_file
 
 if TYPE_CHECKING:
     from vexport.run.attention import Attention
-    from vexport.run.attention_check import Drop
+    from vexport.run.attention_check import ProbabilityLost, Ranking
     from vexport.run.runner import Array
 
 BATCH = 8
-MEASURES = ("area_above_half", "effective_area", "masking_gain", "centre_gain")
+MEASURES = ("area_above_half", "effective_area", "probability_lost_difference")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Look:
         is_right: Whether the answer is the true class; None where that is not known.
         area_above_half: Share of the image where the map is at least half its largest value; None without a map.
         effective_area: exp(entropy of the map) / number of pixels; None without a map.
-        drop: What hiding the map's place does to the answer; None without a map, or where its shift lies over itself.
+        lost: What hiding the map's place costs, and hiding where another image's map is largest; None without a map, or
+            where no other image of the group has one.
         picture: (H, W, 3), uint8: the image as the network sees it; None where nothing draws it.
     """
 
@@ -37,18 +39,13 @@ class Look:
     is_right: bool | None
     area_above_half: float | None
     effective_area: float | None
-    drop: Drop | None
+    lost: ProbabilityLost | None
     picture: Array | None
 
     @property
-    def masking_gain(self) -> float | None:
-        """How much more hiding the map's place costs than hiding the same part shifted by half the image."""
-        return None if self.drop is None else self.drop.gain
-
-    @property
-    def centre_gain(self) -> float | None:
-        """How much more hiding the map's place costs than hiding as much in the middle of the image."""
-        return None if self.drop is None else self.drop.centre_gain
+    def probability_lost_difference(self) -> float | None:
+        """How much more hiding the map's place costs than hiding where another image's map is largest."""
+        return None if self.lost is None else self.lost.difference
 
     def to_json(self, class_names: Sequence[str]) -> dict[str, Any]:
         found = self.attention
@@ -60,12 +57,9 @@ class Look:
             "map": found.state,
             "area_above_half": self.area_above_half,
             "effective_area": self.effective_area,
-            "drop_masked": self.drop.own if self.drop else None,
-            "drop_masked_shifted": self.drop.shifted if self.drop else None,
-            "drop_masked_centre": self.drop.centre if self.drop else None,
-            "hidden_overlap": self.drop.overlap if self.drop else None,
-            "masking_gain": self.masking_gain,
-            "centre_gain": self.centre_gain,
+            "probability_lost_own_map": self.lost.own if self.lost else None,
+            "probability_lost_other_map": self.lost.other if self.lost else None,
+            "probability_lost_difference": self.probability_lost_difference,
             "negative_share": found.negative_share,
         }
 
@@ -129,29 +123,34 @@ def look_at(
     *,
     label: int | str,
     drawn: int,
-    on_images: Callable[[int], None] = lambda _: None,
-) -> Iterator[Row]:
+    on_step: Callable[[str, float | None], None] = lambda _text, _share: None,
+) -> list[Row]:
     """Make every network's map of every image, each prepared as the network wants it.
 
     Args:
-        images: In order.
+        images: In order, one group after another.
         networks: The columns.
         label: The class whose maps to make; `predicted` for each network's answer, `true` for the image's own.
         drawn: How many images of each group will be drawn; of the others only the figures are kept.
-        on_images: Told how many are done.
+        on_step: Told what is going on, and the share that is done.
 
     Raises:
         InputError: an image cannot be read.
     """
-    seen: dict[Group, int] = {}
-    for start in range(0, len(images), BATCH):
-        part = images[start : start + BATCH]
-        columns = [_look(part, network, label) for network in networks]
-        for image, looks in zip(part, zip(*columns, strict=True), strict=True):
-            seen[image.group] = seen.get(image.group, 0) + 1
-            kept = looks if seen[image.group] <= drawn else tuple(map(_without_pictures, looks))
-            yield Row(image, hash_file(image.path), kept)
-        on_images(start + len(part))
+    done, steps = 0, 2 * len(images) * len(networks)
+
+    def tell(network: Network, what: str, count: int) -> None:
+        nonlocal done
+        done += count
+        on_step(f"{network.name}: {what}", min(1.0, done / steps))
+
+    rows: list[Row] = []
+    for group in dict.fromkeys(image.group for image in images):
+        part = [image for image in images if image.group == group]
+        columns = [_look(part, network, label, drawn, partial(tell, network)) for network in networks]
+        looks = zip(*columns, strict=True)
+        rows.extend(Row(image, hash_file(image.path), one) for image, one in zip(part, looks, strict=True))
+    return rows
 
 
 def summarize(rows: Sequence[Row], networks: Sequence[Network]) -> list[Summary]:
@@ -172,35 +171,76 @@ def spread_of(values: Sequence[float]) -> Spread:
     )
 
 
-def _look(images: Sequence[Chosen], network: Network, label: int | str) -> list[Look]:
-    import numpy as np
-
+def _look(
+    images: Sequence[Chosen], network: Network, label: int | str, drawn: int, on_images: Callable[[str, int], None]
+) -> list[Look]:
+    """The looks of one network at one group of images."""
     from vexport.run.attention import area_above_half, attend, effective_area
-    from vexport.run.attention_check import masking_drops
-    from vexport.run.images import load_image
+    from vexport.run.attention_check import rank
 
-    arrays = np.stack([load_image(image.path, network.preprocessing) for image in images])
-    labels = None
-    if label == "true":
-        labels = [_known(image) for image in images]
-    elif isinstance(label, int):
-        labels = [label] * len(images)
-    every = attend(network.module, network.layer, arrays, labels)
-    drops = masking_drops(network.module, arrays, every)
-    looks = []
-    for image, array, found, drop in zip(images, arrays, every, drops, strict=True):
-        has_map = found.state == "map"
-        looks.append(
-            Look(
+    looks: list[Look] = []
+    rankings: dict[int, Ranking] = {}
+    for start in range(0, len(images), BATCH):
+        part = images[start : start + BATCH]
+        arrays = _load(part, network)
+        every = attend(network.module, network.layer, arrays, _labels(part, label))
+        for image, array, found in zip(part, arrays, every, strict=True):
+            has_map = found.state == "map"
+            if has_map:
+                rankings[len(looks)] = rank(found.values)
+            look = Look(
                 found,
                 None if image.label is None else found.answer == image.label,
                 area_above_half(found.values) if has_map else None,
                 effective_area(found.values) if has_map else None,
-                drop,
+                None,
                 _to_picture(array, network),
             )
-        )
+            looks.append(look if len(looks) < drawn else _without_pictures(look))
+        on_images("maps of the images", len(part))
+    _hide(images, network, looks, rankings, on_images)
     return looks
+
+
+def _hide(
+    images: Sequence[Chosen],
+    network: Network,
+    looks: list[Look],
+    rankings: dict[int, Ranking],
+    on_images: Callable[[str, int], None],
+) -> None:
+    """Put into the looks what hiding costs: each image beside the map of the next one that has one."""
+    from vexport.run.attention_check import pair, probability_lost
+
+    pairs = pair(list(rankings))
+    for start in range(0, len(pairs), BATCH):
+        part = pairs[start : start + BATCH]
+        lost = probability_lost(
+            network.module,
+            _load([images[index] for index, _ in part], network),
+            [looks[index].attention.label for index, _ in part],
+            [rankings[index] for index, _ in part],
+            [rankings[other] for _, other in part],
+        )
+        for (index, _), one in zip(part, lost, strict=True):
+            looks[index] = replace(looks[index], lost=one)
+        on_images("hiding what the maps show", len(part))
+
+
+def _load(images: Sequence[Chosen], network: Network) -> Array:
+    """float32 (N, C, H, W), prepared as the network wants them."""
+    import numpy as np
+
+    from vexport.run.images import load_image
+
+    return np.stack([load_image(image.path, network.preprocessing) for image in images])
+
+
+def _labels(images: Sequence[Chosen], label: int | str) -> list[int] | None:
+    """The classes whose maps to make; None for the network's answers."""
+    if label == "true":
+        return [_known(image) for image in images]
+    return [label] * len(images) if isinstance(label, int) else None
 
 
 def _known(image: Chosen) -> int:
@@ -220,8 +260,6 @@ def _to_picture(array: Array, network: Network) -> Array:
 
 def _without_pictures(look: Look) -> Look:
     """The same without what takes memory."""
-    from dataclasses import replace
-
     import numpy as np
 
     nothing = np.zeros((0, 0), np.float32)

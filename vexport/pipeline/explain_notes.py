@@ -26,7 +26,9 @@ def collect_notes(networks: Sequence[Network], choice: Choice, rows: Sequence[Ro
         yield from network.notes
     yield from choice.notes
     for index, network in enumerate(networks):
-        yield from _of_maps(network, [row.looks[index] for row in rows])
+        looks = [row.looks[index] for row in rows]
+        yield from _of_maps(network, looks)
+        yield from _of_hiding(network, looks)
     first = networks[0]
     for network in networks[1:]:
         if network.preprocessing != first.preprocessing:
@@ -47,36 +49,26 @@ def _of_maps(network: Network, looks: Sequence[Look]) -> Iterator[str]:
             f"{network.name}: {negative:.0%} of the weights of the maps are negative: GradCAM++ is made for "
             f"activations that are not, and those of {network.layer.name} are; doubt its maps"
         )
-    yield from _of_masking(network, looks)
 
 
-def _of_masking(network: Network, looks: Sequence[Look]) -> Iterator[str]:
-    """What was left out, and whether hiding what the maps show differs from hiding as much elsewhere."""
-    drops = [look.drop for look in looks if look.drop is not None]
-    with_map = sum(look.attention.state == "map" for look in looks)
-    if len(drops) < with_map:
+def _of_hiding(network: Network, looks: Sequence[Look]) -> Iterator[str]:
+    """Where there is no other map to compare with, and where hiding what the maps show costs no more than others."""
+    alone = sum(look.attention.state == "map" and look.lost is None for look in looks)
+    if alone:
         yield (
-            f"{network.name}: {with_map - len(drops)} of {with_map} images do not count for what hiding costs: more "
-            "than a third of what their maps hide stays hidden when it is shifted by half the image"
+            f"{network.name}: what hiding costs is not measured for {alone} of {len(looks)} images: no other image of "
+            "their group has a map to compare with"
         )
-    told = _compare([drop.gain for drop in drops], "hiding as much elsewhere")
-    if told is None:
-        told = _compare(
-            [drop.centre_gain for drop in drops], "hiding as much in the middle of the image, where objects usually lie"
-        )
-    if told is not None:
-        yield f"{network.name}: hiding what the maps of {network.layer.name} show {told}"
-
-
-def _compare(gains: Sequence[float], control: str) -> str | None:
-    """What is to be said of gains that are not above 0 by two standard errors; None of others and of few images."""
-    gain = spread_of(gains)
-    if gain.images < ENOUGH or gain.mean is None or gain.deviation is None:
-        return None
-    error = gain.deviation / math.sqrt(gain.images)
-    if gain.mean > 2 * error:
-        return None
+    difference = spread_of([look.lost.difference for look in looks if look.lost is not None])
+    if difference.images < ENOUGH or difference.mean is None or difference.deviation is None:
+        return
+    error = difference.deviation / math.sqrt(difference.images)
+    if difference.mean > 2 * error:
+        return
     # Not told apart is not the same as alike: more images may tell.
-    verdict = "costs the class less than" if gain.mean < -2 * error else "cannot be told from"
-    figures = f"{100 * gain.mean:+.1f} points, standard error {100 * error:.1f}, {gain.images} images"
-    return f"{verdict} {control} ({figures})"
+    verdict = "costs the class less than" if difference.mean < -2 * error else "cannot be told from"
+    figures = f"{100 * difference.mean:+.1f} points, standard error {100 * error:.1f}, {difference.images} images"
+    yield (
+        f"{network.name}: hiding what the maps of {network.layer.name} show {verdict} hiding what other images' maps "
+        f"show ({figures})"
+    )

@@ -7,10 +7,12 @@ trained: what is wrong with a run's training recipe is told with the line of the
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from vexport.errors import InputError, RecipeError
 from vexport.recipe.checks import Finding, Location
 from vexport.recipe.load import find_recipe, load_as, load_recipe, recipe_hash, recipes_folder
 from vexport.recipe.sections import Float, Int, Recipe, Section
+from vexport.recipe.settings import are_related, as_settings, field_of, flatten, without
 
 FOLDER = "ablation"
 # Each run has its own.
@@ -80,7 +83,7 @@ class AblationRecipe(Section):
     """An ablation.
 
     `base` names the training recipe, `set` changes it for all runs. Runs of one row are compared with the one in the
-    column `reference`. A run that tells nothing for `patience_s` counts as hung.
+    column `reference`. A run that tells nothing and computes nothing for `patience_s` counts as hung.
     """
 
     name: Annotated[str, Field(pattern=_NAME)]
@@ -108,6 +111,8 @@ class Ablation:
         base: The training recipe's file.
         overrides: `section.field=value` for all runs: stronger than `set`, weaker than what a run itself sets.
         seeds: Of each run.
+        runs: Names or patterns of the runs that were chosen; none where all are.
+        refused: Fields that the caller set and that a run which was not chosen cannot have, by run: it goes without.
     """
 
     recipe: AblationRecipe
@@ -115,36 +120,44 @@ class Ablation:
     base: Path
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
+    runs: tuple[str, ...] = ()
+    refused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def settings(self, run: str, seed: int) -> list[str]:
         """What a run sets in the training recipe, as `section.field=value`; the last of two for one field counts."""
         own = [f"name={run_name(run, seed)}", f"seed={seed}"]
-        return [*_settings_of(self.recipe, run, self.overrides), *own]
+        return [*_settings_of(self.recipe, run, without(self.overrides, self.refused.get(run, ()))), *own]
 
     def plan(self, run: str, seed: int) -> Recipe:
         """A run's training recipe."""
         return load_recipe(self.base, self.settings(run, seed))
 
     def list_unreached(self) -> list[str]:
-        """For each field that the caller set, in words, the runs that set it themselves."""
+        """For each field that the caller set, in words, the runs that it does not change."""
         lines = []
-        for field in dict.fromkeys(map(_field_of, self.overrides)):
-            runs = [name for name, run in self.recipe.runs.items() if field in _fields(run)]
-            if runs:
-                lines.append(f"--set {field} has no effect on {', '.join(runs)}: set there")
+        for name in dict.fromkeys(map(field_of, self.overrides)):
+            if runs := [run for run, section in self.recipe.runs.items() if name in _fields(section)]:
+                lines.append(f"--set {name} has no effect on {', '.join(runs)}: set there")
+            if runs := [run for run, names in self.refused.items() if name in names]:
+                lines.append(f"--set {name} has no effect on {', '.join(runs)}: not chosen, and not possible there")
         return lines
 
     def repeat(self) -> list[str]:
-        """The words of a command that does all runs of this ablation, as what was set changes them."""
+        """The words of a command that does the runs of this ablation, as what was set changes them.
+
+        All of them, unless some cannot have what was set: then those that were chosen.
+        """
         shipped = self.file.parent == recipes_folder() / FOLDER
         words = ["vexport", "ablate", self.recipe.name if shipped else str(self.file)]
-        settings = {_field_of(text): text for text in self.overrides}  # the last of two counts
+        settings = {field_of(text): text for text in self.overrides}  # the last of two counts
         source = yaml.safe_load(settings.pop(SOURCE).partition("=")[2]) if SOURCE in settings else None
         words += ["--data", str(source)] if source is not None else []
         for text in settings.values():
             words += ["--set", text]
         if self.seeds != self.recipe.seeds:
             words += ["--seeds", ",".join(map(str, self.seeds))]
+        for pattern in self.runs if self.refused else ():
+            words += ["--runs", pattern]
         return words
 
     @property
@@ -161,34 +174,48 @@ def run_name(run: str, seed: int) -> str:
 
 
 def load_ablation(
-    name_or_path: str | Path, overrides: Sequence[str] = (), *, seeds: Sequence[int] | None = None
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: Sequence[int] | None = None,
+    runs: Sequence[str] = (),
 ) -> Ablation:
     """Read and check an ablation recipe and the training recipes of all its runs.
 
     Args:
         name_or_path: A shipped recipe's name, or a path.
-        overrides: `section.field=value`, for the training recipe of every run.
+        overrides: `section.field=value`, for the training recipe of every run. Chosen runs must be able to have them;
+            the others go without those that they cannot have.
         seeds: In place of the recipe's.
+        runs: Names or patterns (`alexnet_*`) of the chosen runs; none chooses all.
 
     Raises:
         RecipeError: there is no such recipe, or it has errors; each is a line of `details`.
-        InputError: the seeds do not fit.
+        InputError: the seeds do not fit, or there is no such run.
     """
     file = find_recipe(name_or_path, FOLDER)
     _require_seeds(seeds)
     given: list[str] = []  # errors of what the caller set
+    refused: dict[str, tuple[str, ...]] = {}
 
     def check(recipe: AblationRecipe) -> list[Finding]:
         findings = [*_check_table(recipe), *_check_settings(recipe)]
-        given.extend(_without_effect(recipe, overrides))
+        chosen = choose_runs(recipe, runs if overrides else ())
+        given.extend(_without_effect(recipe, overrides, chosen))
         base = _find_base(recipe.base, file)
         if isinstance(base, str):
             return [*findings, (("base",), base)]
         # What is refused already is not told a second time by the training recipe.
-        return findings or list(dict.fromkeys(_check_runs(recipe, base, overrides, given)))
+        if findings := findings or list(dict.fromkeys(_check_runs(recipe, base, overrides, chosen, given))):
+            return findings
+        others = [] if given else [name for name in recipe.runs if name not in chosen]
+        left_out = {name: _refused_by(recipe, base, name, overrides) for name in others}
+        refused.update({name: fields for name, fields in left_out.items() if fields})
+        wrong = [name for name, fields in left_out.items() if fields is None]  # whatever the caller sets
+        return list(dict.fromkeys(_check_runs(recipe, base, (), wrong, given)))
 
-    given += [f"--set {field}: {OWN[field]}" for field in map(_field_of, overrides) if field in OWN]
-    overrides = [text for text in overrides if _field_of(text) not in OWN]
+    given += [f"--set {name}: {OWN[name]}" for name in map(field_of, overrides) if name in OWN]
+    overrides = [text for text in overrides if field_of(text) not in OWN]
     details: Sequence[str] = ()
     recipe = None
     try:
@@ -204,7 +231,24 @@ def load_ablation(
         raise RecipeError(f"{what} has {count}", details=details, hint="correct the lines above")
     base = _find_base(recipe.base, file)
     assert isinstance(base, Path), "checked above"
-    return Ablation(recipe, file, base, tuple(overrides), tuple(recipe.seeds if seeds is None else seeds))
+    choose_runs(recipe, runs)
+    own_seeds = tuple(recipe.seeds if seeds is None else seeds)
+    return Ablation(recipe, file, base, tuple(overrides), own_seeds, tuple(runs), refused)
+
+
+def choose_runs(recipe: AblationRecipe, patterns: Sequence[str]) -> list[str]:
+    """The runs of these names or patterns, in the recipe's order; all where none is given.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    names: set[str] = set()
+    for pattern in patterns:
+        found = fnmatch.filter(recipe.runs, pattern)
+        if not found:
+            raise unknown_run(pattern, recipe)
+        names.update(found)
+    return [name for name in recipe.runs if not patterns or name in names]
 
 
 def _require_seeds(seeds: Sequence[int] | None) -> None:
@@ -251,26 +295,29 @@ def _check_settings(recipe: AblationRecipe) -> list[Finding]:
     """Refuse what each run has of its own."""
     places: list[tuple[Location, Mapping[str, Any]]] = [(("set",), recipe.set)]
     places += [(("runs", name, "set"), run.set) for name, run in recipe.runs.items()]
-    return [((*at, field), OWN[field]) for at, settings in places for field in settings if field in OWN]
+    return [((*at, name), OWN[name]) for at, settings in places for name in settings if name in OWN]
 
 
-def _without_effect(recipe: AblationRecipe, overrides: Sequence[str]) -> list[str]:
-    """What the caller sets and every run sets anew."""
-    own = [_fields(run) for run in recipe.runs.values()]
-    fields = [field for field in map(_field_of, overrides) if all(field in fields for fields in own)]
-    return [f"--set {field}: every run sets this itself: it is what they are compared by" for field in fields]
+def _without_effect(recipe: AblationRecipe, overrides: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """What the caller sets and every chosen run sets anew."""
+    own = [_fields(recipe.runs[name]) for name in chosen]
+    which = "every run" if len(chosen) == len(recipe.runs) else "every chosen run"
+    names = [name for name in map(field_of, overrides) if all(name in fields for fields in own)]
+    return [f"--set {name}: {which} sets this itself: it is what they are compared by" for name in names]
 
 
 def _fields(run: RunSection) -> set[str]:
     """Dotted fields of the training recipe that a run sets."""
-    return {".".join(keys) for keys, _ in _flat(run.set)}
+    return {".".join(keys) for keys, _ in flatten(run.set)}
 
 
-def _check_runs(recipe: AblationRecipe, base: Path, overrides: Sequence[str], given: list[str]) -> Iterator[Finding]:
-    """What is wrong with the training recipes; what is the caller's fault goes into `given`."""
+def _check_runs(
+    recipe: AblationRecipe, base: Path, overrides: Sequence[str], names: Sequence[str], given: list[str]
+) -> Iterator[Finding]:
+    """What is wrong with the training recipes of some runs; what is the caller's fault goes into `given`."""
     hashes: dict[str, str] = {}
     of_base: dict[str, list[str]] = {}  # runs by line
-    for name in recipe.runs:
+    for name in names:
         try:
             plan = load_recipe(base, [*_settings_of(recipe, name, overrides), "name=run", "seed=0"])
         except RecipeError as error:
@@ -285,56 +332,43 @@ def _check_runs(recipe: AblationRecipe, base: Path, overrides: Sequence[str], gi
         same = hashes.setdefault(recipe_hash(plan), name)
         if same != name:
             yield ("runs", name), f"is the same training as {same}: nothing that it sets makes a difference"
-    for line, names in of_base.items():
+    for line, where in of_base.items():
         # A field of the base that does not go with what is set: by a run, or for all of them.
-        yield from [(("base",), line)] if len(names) == len(recipe.runs) else [(("runs", name), line) for name in names]
+        yield from [(("base",), line)] if len(where) == len(recipe.runs) else [(("runs", name), line) for name in where]
+
+
+def _refused_by(recipe: AblationRecipe, base: Path, run: str, overrides: Sequence[str]) -> tuple[str, ...] | None:
+    """The fewest fields of the caller's without which a run's training recipe is right; None where nothing helps."""
+    names = list(dict.fromkeys(map(field_of, overrides)))
+    for count in range(len(names) + 1):
+        for fields in combinations(names, count):
+            try:
+                load_recipe(base, [*_settings_of(recipe, run, without(overrides, fields)), "name=run", "seed=0"])
+            except RecipeError:
+                continue
+            return fields
+    return None
 
 
 def _blame(line: str, recipe: AblationRecipe, run: str, overrides: Sequence[str]) -> Finding | None:
     """Where an error of what a run's training recipe was set to comes from; None for the caller's."""
-    field, _, message = line.removeprefix("--set ").partition(": ")
+    name, _, message = line.removeprefix("--set ").partition(": ")
     places: list[tuple[Location, Mapping[str, Any]]] = [
         (("runs", run, "set"), recipe.runs[run].set),
         (("set",), recipe.set),
     ]
     for at, settings in places:
-        for keys, _ in _flat(settings):
-            if _related(field, ".".join(keys)):
-                return (*at, *keys), message if field == ".".join(keys) else f"{field}: {message}"
-        if any(_related(field, _field_of(text)) for text in overrides):  # between a run's own and what all have
+        for keys, _ in flatten(settings):
+            if are_related(name, ".".join(keys)):
+                return (*at, *keys), message if name == ".".join(keys) else f"{name}: {message}"
+        if any(are_related(name, field_of(text)) for text in overrides):  # between a run's own and what all have
             return None
-    return ("runs", run), f"{field}: {message}"
-
-
-def _related(field: str, other: str) -> bool:
-    """Whether one of two dotted fields is the other, or is inside it."""
-    return f"{field}.".startswith(f"{other}.") or f"{other}.".startswith(f"{field}.")
-
-
-def _field_of(override: str) -> str:
-    return override.partition("=")[0].strip()
+    return ("runs", run), f"{name}: {message}"
 
 
 def _settings_of(recipe: AblationRecipe, run: str, overrides: Sequence[str]) -> list[str]:
     """`section.field=value` of the ablation, the caller and a run, the strongest last."""
-    shared, own = ([f"{'.'.join(keys)}={_as_yaml(value)}" for keys, value in _flat(settings)]
-                   for settings in (recipe.set, recipe.runs[run].set))  # fmt: skip
-    return [*shared, *overrides, *own]
-
-
-def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[Location, Any]]:
-    """Sections within sections as dotted fields: `network: {model: x}` is `network.model: x`."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            for keys, inner in _flat(value):
-                yield (str(key), *keys), inner
-        else:
-            yield (str(key),), value
-
-
-def _as_yaml(value: object) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=2**16)
-    return text.strip().removesuffix("...").strip()
+    return [*as_settings(recipe.set), *overrides, *as_settings(recipe.runs[run].set)]
 
 
 def unknown_run(name: str, recipe: AblationRecipe) -> InputError:

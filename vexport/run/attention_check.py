@@ -1,13 +1,17 @@
-"""Whether hiding what an attention map shows costs its class more than hiding as much elsewhere.
+"""Whether hiding what an attention map shows costs its class more than hiding what another image's map shows.
 
-Elsewhere is the hidden part shifted by half the image, down and to the right, around the edges. Turned half around it
-would lie over itself wherever the map is symmetric about the middle, as around an object in the middle.
+Each image is hidden twice, as many pixels each time: where its own map is largest, and where the next image's map of
+the same network is. Every map serves once as an image's own and once as another's. So what does not follow the image
+cancels in the mean: that a network always looks at the middle, that the middle matters more than the rim, and that one
+map hides a spot and another scattered pixels. As it cancels, it does not make the standard error too small either.
 
-What this cannot tell: a part in the middle comes to lie at the rim, in pieces, and the reverse; and the middle of an
-image matters more than its rim. A map that is always central gains without looking, and one at the rim gains less than
-it should. Hence the second control, as much in the middle: a map has to beat that to be about its own image. Against
-it a true map of an object in the middle gains nothing either. Nor does any of this see what hangs on small parts that
-lie within a larger map, or what is redundant: an object that is recognised by either half loses little by one.
+What this tells is a lower bound, as a rule: what both maps hide makes no difference. Objects that lie in one place in
+all images are hidden by either map, and a true map of them gains nothing. Where the other's map shows less than is to
+be hidden, the rest is taken at random, which tends to cost more, and makes the difference smaller.
+
+It does not tell why a map follows its image: one that shows whatever stands out, or the place where its class usually
+lies, gains too. Nor does it see what hangs on small parts within a larger map, or what is redundant: an object that is
+recognised by either half loses little by one.
 """
 
 from __future__ import annotations
@@ -19,104 +23,87 @@ import numpy as np
 import torch
 from torch import nn
 
-from vexport.run.attention import Attention
 from vexport.run.attention_layers import as_evaluated, device_of
 from vexport.run.runner import Array
 
 HIDDEN_SHARE = 0.2  # of the image
-LARGEST_OVERLAP = 1 / 3  # of the hidden part and the shifted one: beyond, both hide much the same
 
 
-class Drop(NamedTuple):
+class Ranking(NamedTuple):
+    """Where a map is largest.
+
+    Args:
+        places: Of a fifth of the image, the largest first: row * width + column.
+        positive: At how many of them the map is above 0.
+    """
+
+    places: Array
+    positive: int
+
+
+class ProbabilityLost(NamedTuple):
     """By how much the probability of the map's class falls.
 
     Args:
-        own: Where the image is hidden where its map is largest.
-        shifted: Where it is hidden where that part lies after a shift by half the image in both directions.
-        centre: Where as many of its pixels are hidden that lie next to its middle.
-        overlap: Share of the hidden pixels that the shifted part hides too.
+        own: Where the image is hidden where its own map is largest.
+        other: Where as many of its pixels are hidden where another image's map is largest.
     """
 
     own: float
-    shifted: float
-    centre: float
-    overlap: float
+    other: float
 
     @property
-    def gain(self) -> float:
-        """How much more the map's part costs than the shifted one."""
-        return self.own - self.shifted
-
-    @property
-    def centre_gain(self) -> float:
-        """How much more the map's part costs than the middle of the image."""
-        return self.own - self.centre
+    def difference(self) -> float:
+        """How much more the own map's part costs."""
+        return self.own - self.other
 
 
-def masking_drops(network: nn.Module, images: Array, found: Sequence[Attention]) -> list[Drop | None]:
-    """Hide a fifth of each image in the mean colour, where its map is largest; less where it shows less.
+def rank(values: Array) -> Ranking:
+    """Rank the places of a map.
+
+    Args:
+        values: (H, W). Equal ones are ranked at random, not the upper ones first; alike in every map.
+    """
+    order = np.random.default_rng(0).permutation(values.size)
+    order = order[np.argsort(-values.ravel()[order], kind="stable")]
+    places = order[: max(1, round(HIDDEN_SHARE * values.size))]
+    # Small numbers: the rankings of all images are in memory at once.
+    return Ranking(places.astype(np.min_scalar_type(values.size)), int((values.ravel()[places] > 0).sum()))
+
+
+def pair(indices: Sequence[int]) -> list[tuple[int, int]]:
+    """Each with the next one, the last with the first; none where there is no other."""
+    return list(zip(indices, [*indices[1:], indices[0]], strict=True)) if len(indices) > 1 else []
+
+
+def probability_lost(
+    network: nn.Module, images: Array, labels: Sequence[int], own: Sequence[Ranking], others: Sequence[Ranking]
+) -> list[ProbabilityLost]:
+    """Hide a fifth of each image in the mean colour, where a map is largest; less where its own map shows less.
 
     Args:
         network: Left as it was.
         images: float32 (N, C, H, W), prepared: 0 is the mean colour.
-        found: Their maps.
+        labels: The classes of their maps.
+        own: The places of their maps.
+        others: Those of the maps to compare with.
 
     Returns:
-        One per image; None where there is no map, or where more than a third of what it hides stays hidden after the
-        shift (as by two spots half an image apart), so that there is no elsewhere to compare with.
+        One per image.
     """
-    parts = {index: _largest(one.values) for index, one in enumerate(found) if one.state == "map"}
-    overlaps = {index: float(_shift(part)[part].mean()) for index, part in parts.items()}
-    kept = [index for index in parts if overlaps[index] <= LARGEST_OVERLAP]
-    drops: list[Drop | None] = [None] * len(found)
-    if not kept:
-        return drops
-    hidden = [parts[index] for index in kept]
-    labels = [found[index].label for index in kept]
-    whole, own, shifted, centre = (
-        _probabilities(network, _hide(images[kept], part), labels)
-        for part in (
-            [np.zeros_like(one) for one in hidden],
-            hidden,
-            [_shift(one) for one in hidden],
-            [_central(one) for one in hidden],
-        )
+    counts = [one.positive for one in own]
+    whole = _probabilities(network, images, labels)
+    by_own, by_other = (
+        whole - _probabilities(network, _hide(images, rankings, counts), labels) for rankings in (own, others)
     )
-    for place, index in enumerate(kept):
-        by_own, by_shifted, by_centre = (float(whole[place] - after[place]) for after in (own, shifted, centre))
-        drops[index] = Drop(by_own, by_shifted, by_centre, overlaps[index])
-    return drops
+    return [ProbabilityLost(float(a), float(b)) for a, b in zip(by_own, by_other, strict=True)]
 
 
-def _largest(values: Array) -> Array:
-    """Where (H, W) a map is largest, and above 0; of equal places it takes some at random, not the upper ones."""
-    order = np.random.default_rng(0).permutation(values.size)
-    order = order[np.argsort(-values.ravel()[order], kind="stable")]
-    part = np.zeros(values.size, bool)
-    part[order[: max(1, round(HIDDEN_SHARE * values.size))]] = True
-    return part.reshape(values.shape) & (values > 0)
-
-
-def _shift(part: Array) -> Array:
-    height, width = part.shape
-    return np.roll(part, (height // 2, width // 2), axis=(0, 1))
-
-
-def _central(part: Array) -> Array:
-    """As many places next to the middle, relative to the sides: an ellipse in an oblong image."""
-    height, width = part.shape
-    y, x = (np.arange(side) / side - (side - 1) / (2 * side) for side in (height, width))
-    distance = y[:, None] ** 2 + x[None] ** 2
-    central = np.zeros(part.size, bool)
-    central[np.argsort(distance, axis=None, kind="stable")[: part.sum()]] = True
-    return central.reshape(part.shape)
-
-
-def _hide(images: Array, parts: Sequence[Array]) -> Array:
-    hidden = images.copy()
-    for image, part in zip(hidden, parts, strict=True):
-        image[:, part] = 0
-    return hidden
+def _hide(images: Array, rankings: Sequence[Ranking], counts: Sequence[int]) -> Array:
+    hidden = images.reshape(*images.shape[:2], -1).copy()
+    for image, ranking, count in zip(hidden, rankings, counts, strict=True):
+        image[:, ranking.places[:count]] = 0
+    return hidden.reshape(images.shape)
 
 
 def _probabilities(network: nn.Module, images: Array, labels: Sequence[int]) -> Array:

@@ -1,0 +1,122 @@
+"""How runs end: one that computes is not hung, one whose parent is gone ends with it; and signals that end all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vexport.pipeline.ablate_ends import signals_end
+from vexport.pipeline.ablate_process import do_runs
+from vexport.pipeline.ablate_run import Job
+
+from . import ablate_works as works
+
+TESTS = Path(__file__).parents[1]
+PARENT = """
+from pathlib import Path
+from vexport.pipeline.ablate_process import do_runs
+from vexport.pipeline.ablate_run import Job
+from pipeline import ablate_works as works
+
+def show(running, waiting):
+    if running[0].step.isdigit():
+        print(running[0].step, flush=True)
+
+folder = Path({folder!r})
+do_runs([Job("n0", 0, folder, folder, (), "")], works.stubborn, at_once=1, patience_s=600,
+        on_end=lambda *_: None, on_tick=show)
+"""
+
+
+def test_a_run_that_computes_is_not_hung(tmp_path: Path) -> None:
+    ended: list[Any] = []
+    job = Job("n0", 0, tmp_path, tmp_path / "none.yaml", (), "")
+    do_runs([job], works.busy, at_once=1, patience_s=4.0, on_end=lambda job, answer, seconds: ended.append(answer))
+    assert isinstance(ended[0], dict), ended
+    assert ended[0]["top1"] == 50.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not end processes with their parent")
+def test_a_run_ends_with_its_parent(tmp_path: Path) -> None:
+    """Killed without a word; the run neither listens to SIGTERM nor has anything to tell."""
+    command = [sys.executable, "-c", PARENT.format(folder=str(tmp_path))]
+    parent = subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    run = int(parent.stdout.readline())
+    try:
+        os.kill(run, 0)
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 30
+        while _lives(run) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not _lives(run)
+    finally:
+        parent.stdout.close()
+        if _lives(run):
+            os.kill(run, signal.SIGKILL)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # ended; whoever took it over has not looked yet
+
+
+@pytest.fixture
+def default() -> Iterator[None]:
+    """SIGHUP does what it does without us, whatever runs the tests."""
+    if not hasattr(signal, "SIGHUP"):
+        pytest.skip("has no such signal")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("default")
+def test_the_first_signal_ends_and_the_others_wait() -> None:
+    with pytest.raises(SystemExit) as caught, signals_end():
+        _send_thrice()
+    assert caught.value.code == 128 + signal.SIGHUP
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def _send_thrice() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+@pytest.mark.usefixtures("default")
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    with signals_end():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
+
+
+def test_signals_are_left_alone_in_other_threads() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+
+    def look() -> None:
+        with signals_end():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [before]
