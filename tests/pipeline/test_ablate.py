@@ -632,6 +632,39 @@ def test_fields_that_do_not_reach_each_run_are_said(make: Make) -> None:
     assert line in outcome.document["notes"]
 
 
+OTHER = (
+    "  alex: {row: A, column: n = 0, set: {network.model: alexnet, network.stem_stride: 1, network.width: 0.0625}}\n"
+)
+
+
+def test_runs_that_were_not_chosen_do_not_block(make: Make, mine: Path) -> None:
+    """AlexNet is drawn as its library draws it; it was not chosen, and stays in the recipe as it is."""
+    mine.write_text(HEAD + TWO + OTHER)
+    changes = {"overrides": ["network.init=lecun_normal"], "seeds": [0]}
+    with pytest.raises(RecipeError, match="error"):
+        make(**changes)
+    outcome = make(runs=["n*"], **changes)
+    assert outcome.trained == 2
+    assert any("network.init has no effect on alex" in note for note in outcome.document["notes"])
+    assert outcome.document["repeat"].endswith("--runs 'n*'")
+
+
+def test_another_recipe_of_that_name_does_not_replace_the_tables(make: Make, tmp_path: Path) -> None:
+    make(seeds=[0], work=works.with_checkpoint)
+    before = (tmp_path / "out/ablation/mine/ablation.json").read_bytes()
+    with pytest.raises(WorkspaceError, match="figures of runs that another recipe named mine brought"):
+        make("b0", "b1", seeds=[0])
+    assert (tmp_path / "out/ablation/mine/ablation.json").read_bytes() == before
+    assert make("b0", "b1", seeds=[0], force=True).trained == 2
+
+
+def test_seeds_of_earlier_calls_stay_in_the_table(make: Make) -> None:
+    make(seeds=[0, 1], work=works.with_checkpoint)
+    document = make(seeds=[2], work=works.with_checkpoint).document
+    assert document["seeds"] == [0, 1, 2]
+    assert "from earlier calls, of the same recipe: seed 0, 1" in " ".join(document["notes"])
+
+
 def test_how_many_comparisons_there_are() -> None:
     def notes(**values: Sequence[float]) -> list[str]:
         found = _notes(rows_of(values), {}, {})

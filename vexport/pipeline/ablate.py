@@ -7,7 +7,6 @@ while their training recipe stays the same, those that an interrupt stopped go o
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +39,7 @@ from vexport.pipeline.ablate_run import Job, do_run
 from vexport.pipeline.ablate_table import TableRow
 from vexport.pipeline.epochs import duration
 from vexport.recipe import ImagesSection, Recipe, recipe_hash
-from vexport.recipe.ablation import FOLDER, Ablation, load_ablation, run_name, unknown_run
+from vexport.recipe.ablation import FOLDER, Ablation, choose_runs, load_ablation, run_name
 from vexport.workspace import Workspace, mapped_os_errors
 
 LOCK = ".lock"
@@ -136,13 +135,13 @@ def run_ablation(
     """
     if jobs < 1:
         raise InputError(f"--jobs {jobs} is not positive", hint="give 1 or more")
-    ablation = load_ablation(name_or_path, overrides, seeds=seeds)
+    ablation = load_ablation(name_or_path, overrides, seeds=seeds, runs=runs)
     chosen = _choose(ablation, runs)
     plans = {key: ablation.plan(*key) for key in _keys(ablation)}
     require_networks(ablation.file, plans)
     folder = workspace.root / FOLDER / ablation.recipe.name
     with _locked(folder):
-        require_own(folder, force=force)
+        require_own(folder, force=force, recipe=ablation.recipe)
         if not force:
             require_same_recipes(folder, plans, chosen)
         there = read_runs(folder, plans, export=export)
@@ -170,7 +169,13 @@ def run_ablation(
         def write() -> tuple[dict[str, Any], list[TableRow], tuple[Path, ...]]:
             left_out = {key: source for key, source in there.elsewhere.items() if key not in results}
             document, rows = make_document(
-                ablation, results, command=command, jobs=jobs, export=export, left_out=left_out
+                ablation,
+                results,
+                command=command,
+                jobs=jobs,
+                export=export,
+                left_out=left_out,
+                other_recipes=there.other_recipes,
             )
             return document, rows, write_document(folder, document, rows)
 
@@ -310,13 +315,8 @@ def _keys(ablation: Ablation) -> list[Key]:
 
 
 def _choose(ablation: Ablation, runs: Sequence[str]) -> list[Key]:
-    names: set[str] = set()
-    for pattern in runs:
-        found = fnmatch.filter(ablation.recipe.runs, pattern)
-        if not found:
-            raise unknown_run(pattern, ablation.recipe)
-        names.update(found)
-    return [key for key in _keys(ablation) if not runs or key[0] in names]
+    names = choose_runs(ablation.recipe, runs)
+    return [key for key in _keys(ablation) if key[0] in names]
 
 
 def _rows_of(ablation: Ablation) -> dict[str, str]:
