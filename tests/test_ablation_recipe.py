@@ -141,6 +141,22 @@ def test_what_stands_beside_a_merged_section_takes_its_place(write: Write) -> No
     assert wrong.startswith("11: runs.n1.set.epochs: ")
 
 
+def test_sections_merged_in_place(write: Write) -> None:
+    text = MERGED.replace("<<: *usual", "<<: {epochs: 9, batch_size: 8}\n      epochs: 10")
+    plan = load_ablation(write(text)).plan("n1", 0)
+    assert (plan.epochs, plan.batch_size) == (10, 8)
+
+
+def test_a_chosen_run_that_is_another_ones_training(write: Write) -> None:
+    text = GOOD.replace("set: {network.act_num: 0}", "set: {network.act_num: 1, epochs: 12}").replace(
+        ", epochs: 10", ""
+    )
+    assert load_ablation(write(text)).plan("n1", 0).epochs == 9
+    with pytest.raises(RecipeError) as caught:
+        load_ablation(write(text), ["epochs=12"], runs=["n1"])
+    assert "is the same training as n0" in caught.value.details[0]
+
+
 def test_errors_of_the_ablation_itself(write: Write) -> None:
     text = """\
 bse: quickstart

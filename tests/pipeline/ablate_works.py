@@ -97,11 +97,25 @@ def with_threads(job: Job, tell: Tell) -> dict[str, Any]:
 
 
 def busy(job: Job, tell: Tell) -> dict[str, Any]:
-    """Tells nothing for seven seconds, and computes all the while."""
-    tell(("epoch", 2, 2, {}))
-    until = time.monotonic() + 7
+    """Tells nothing for seven seconds, and computes all the while: after its epochs, after them in a step, or in one.
+
+    In an epoch it goes on for longer than any test waits, as what hangs on a GPU does.
+    """
+    tell(("epoch", 2 if job.run == "trained" else 0, 2, {}))
+    if job.run == "exporting":
+        tell(("step", "merging and exporting"))
+    until = time.monotonic() + (600 if job.run == "in an epoch" else 7)
     while time.monotonic() < until:
         sum(range(10_000))
+    return figures(job)
+
+
+def validating(job: Job, tell: Tell) -> dict[str, Any]:
+    """Tells for seven seconds that an epoch goes on, and never anything new."""
+    until = time.monotonic() + 7
+    while time.monotonic() < until:
+        tell(("epoch", 0, 2, {"step": 2.0, "steps": 2.0, "eta_s": 1.0}))
+        time.sleep(0.5)
     return figures(job)
 
 

@@ -649,6 +649,29 @@ def test_runs_that_were_not_chosen_do_not_block(make: Make, mine: Path) -> None:
     assert outcome.document["repeat"].endswith("--runs 'n*'")
 
 
+def test_runs_that_were_set_otherwise_are_not_compared(make: Make, mine: Path) -> None:
+    """What is set reaches n1 alone: ablation networks have no layer groups."""
+    mine.write_text(HEAD + TWO.replace("network.act_num: 0", "network.techniques: deep"))
+    document = make(runs=["n1"], overrides=["optimizer.layer_decay=0.7"], seeds=[0]).document
+    (verdict,) = document["verdicts"]
+    assert verdict.startswith("n = 1 on V5: not compared with n = 0: ")
+    assert all(row["difference"] is None and row["published_difference"] is None for row in document["rows"])
+
+
+def test_a_table_that_would_lose_runs_is_not_written(make: Make, tmp_path: Path) -> None:
+    make(seeds=[0, 1], work=works.with_checkpoint)
+    path = tmp_path / "out/ablation/mine/ablation.json"
+    before = path.read_bytes()
+    changed: dict[str, Any] = {"overrides": ["batch_size=256"], "work": works.with_checkpoint}
+    for options in ({"seeds": [7], "runs": ["n0"]}, {"seeds": [7]}):
+        with pytest.raises(InputError, match="the table would lose 4 runs of another recipe"):
+            make(**options, **changed)
+    assert path.read_bytes() == before
+    document = make(seeds=[7], force=True, **changed).document
+    assert document["seeds"] == [7]
+    assert any("left out, of another recipe: " in note for note in document["notes"])
+
+
 def test_another_recipe_of_that_name_does_not_replace_the_tables(make: Make, tmp_path: Path) -> None:
     make(seeds=[0], work=works.with_checkpoint)
     before = (tmp_path / "out/ablation/mine/ablation.json").read_bytes()

@@ -165,13 +165,10 @@ def written(ablation: Ablation, folder: Path, results: Mapping[tuple[str, int], 
 def test_a_table_of_other_runs_is_not_written_over(load: Load, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     written(load(), folder, {("n0", 0): {"top1": 50.0}, ("n1", 0): {"top1": 60.0}})
-    other = load(text=MINE.replace("  n1:", "  n2:").replace("act_num: 0", "act_num: 4")).recipe
+    other = load(text=MINE.replace("  n1:", "  n2:")).recipe
     with pytest.raises(WorkspaceError, match=r"ablation\.json is in the way: it has figures of runs") as caught:
         require_own(folder, force=False, recipe=other)
-    assert caught.value.details == (
-        "n0: sets network.act_num=0 there, network.act_num=4 here",
-        "n1: not a run of this recipe",
-    )
+    assert caught.value.details == ("n1: not a run of this recipe",)
     assert "--force" in caught.value.hint
     require_own(folder, force=True, recipe=other)
     require_own(folder, force=False)

@@ -271,6 +271,34 @@ def test_a_gpu_that_goes_away_costs_what_needs_it(
     assert made
 
 
+@pytest.mark.parametrize("images", [True, False])
+def test_a_gpu_that_goes_away_leaves_no_published_accuracy_without_a_note(
+    images: bool, out: Workspace, tmp_path: Path, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was timed before that cannot be answered on it any more; on the processor it is."""
+    own, data = tiny_graph(tmp_path / "own.onnx", 9), folder_of_images(tmp_path / "images") if images else None
+    with_gpu(monkeypatch, ["no CUDA-capable device is detected"], lambda cell, _: cell.on_gpu and cell.batch == 2)
+    answered: list[Cell] = []
+    monkeypatch.setattr(
+        bench_session, "measure_accuracies", lambda results, *_, **__: answered.extend(one.cell for one in results)
+    )  # fmt: skip
+    with pytest.raises(EngineError, match="the GPU went away"):
+        measure_recipe(GPU, [own], workspace=out, data=data)
+    document = read(out, partial=True)
+    notes = {
+        (group["rows"][0]["backend_name"], group["batch"], row["network"]): row["notes"]
+        for group in document["groups"]
+        for row in group["rows"]
+    }
+    note = "accuracy not measured: the GPU does not answer: no CUDA-capable device is detected"
+    assert (note in notes["onnxruntime-cuda", 1, "own"]) is images
+    assert note not in notes["onnxruntime", 1, "own"]
+    assert note not in notes["onnxruntime-cuda", 1, "resnet50"], "random weights have no accuracy"
+    assert bool(answered) is images
+    assert not any(cell.on_gpu for cell in answered)
+    assert made
+
+
 def test_a_failure_with_the_gpu_still_there_costs_its_cell(
     out: Workspace, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,21 @@ def test_a_run_leaves_its_log_and_a_picture(tiny: Path, tmp_path: Path) -> None:
     pixels = np.asarray(Image.open(result.curves).convert("L"))
     assert pixels.shape == (640, 1000)
     assert (pixels < 128).mean() > 0.005, "something is drawn"
+
+
+def test_validation_tells_that_it_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run whose validation is long would look hung."""
+    monkeypatch.setattr("vexport.train.log.REFRESH_S", 0.0)
+    seen: list[tuple[int, Mapping[str, float]]] = []
+    train_recipe(
+        tiny, workspace=Workspace(tmp_path / "out"), on_progress=lambda epoch, _, figures: seen.append((epoch, figures))
+    )
+    for epoch in range(4):
+        steps = [(figures["step"], figures["steps"]) for done, figures in seen if done == epoch and "step" in figures]
+        batches = int(steps[0][1])
+        assert [step for step, _ in steps[:batches]] == list(range(1, batches + 1)), "training"
+        assert steps[batches:], "validation tells too"
+        assert set(steps[batches:]) == {(batches, batches)}
 
 
 def test_lines_for_people() -> None:

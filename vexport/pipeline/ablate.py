@@ -146,6 +146,8 @@ def run_ablation(
             require_same_recipes(folder, plans, chosen)
         there = read_runs(folder, plans, export=export)
         results = there.results
+        if not force:
+            _require_whole_table([key for key in there.other_recipes if key not in chosen])
         todo = [key for key in chosen if force or not is_done(results.get(key), export)]
         for key in todo if force else ():
             results.pop(key, None)
@@ -175,7 +177,7 @@ def run_ablation(
                 jobs=jobs,
                 export=export,
                 left_out=left_out,
-                other_recipes=there.other_recipes,
+                other_recipes=[key for key in there.other_recipes if key not in todo],
             )
             return document, rows, write_document(folder, document, rows)
 
@@ -312,6 +314,15 @@ def _describe_plan(chosen: int, kept: int, jobs: int, folder: Path) -> str:
 def _keys(ablation: Ablation) -> list[Key]:
     """Run and seed of all runs; seeds change last, so that the table is whole after the first."""
     return [(run, seed) for seed in ablation.seeds for run in ablation.recipe.runs]
+
+
+def _require_whole_table(lost: Sequence[Key]) -> None:
+    if lost:
+        raise InputError(
+            f"the table would lose {len(lost)} run{'s' if len(lost) > 1 else ''} of another recipe",
+            details=[run_name(*key) for key in lost],
+            hint="undo what was set, choose another --workspace, or give --force to write the table without them",
+        )
 
 
 def _choose(ablation: Ablation, runs: Sequence[str]) -> list[Key]:

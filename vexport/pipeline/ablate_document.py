@@ -19,7 +19,6 @@ from vexport.pipeline.ablate_picture import PICTURES, draw_rows
 from vexport.pipeline.ablate_table import LEVEL, Results, TableRow, describe, make_rows, points, tried
 from vexport.recipe import ImagesSection, Recipe
 from vexport.recipe.ablation import Ablation, AblationRecipe, run_name
-from vexport.recipe.settings import as_settings
 from vexport.workspace import mapped_os_errors
 
 SCHEMA = 1
@@ -55,7 +54,7 @@ def make_document(
     """
     recipe, asked = ablation.recipe, ablation.seeds
     ablation = replace(ablation, seeds=_all_seeds(recipe.seeds, asked, results))
-    rows = make_rows(recipe, ablation.seeds, results)
+    rows = make_rows(recipe, ablation.seeds, results, ablation.refused)
     plan = ablation.plan(next(iter(recipe.runs)), ablation.seeds[0])
     document = {
         "schema": SCHEMA,
@@ -225,17 +224,9 @@ def require_own(folder: Path, *, force: bool, recipe: AblationRecipe | None = No
 
 
 def _lost_runs(document: Mapping[str, Any], recipe: AblationRecipe) -> list[str]:
-    """Runs of a document that have figures, and that the recipe does not have or sets otherwise, in words."""
-    before = (document.get("recipe") or {}).get("runs") or {}
-    now = recipe.to_json()["runs"]
-    lines = []
-    for name in dict.fromkeys(one.get("run") for one in document.get("runs") or () if one.get("top1") is not None):
-        then = as_settings((before.get(name) or {}).get("set") or {})
-        if name not in now:
-            lines.append(f"{name}: not a run of this recipe")
-        elif sorted(then) != sorted(own := as_settings(now[name]["set"])):
-            lines.append(f"{name}: sets {', '.join(then) or 'nothing'} there, {', '.join(own) or 'nothing'} here")
-    return lines
+    """Runs of a document that have figures and that the recipe does not have, in words."""
+    names = dict.fromkeys(one.get("run") for one in document.get("runs") or () if one.get("top1") is not None)
+    return [f"{name}: not a run of this recipe" for name in names if name not in recipe.runs]
 
 
 def write_document(folder: Path, document: dict[str, Any], rows: Sequence[TableRow]) -> tuple[Path, ...]:

@@ -92,8 +92,9 @@ class Line:
 def signs_of_life(tell: Callable[[tuple[Any, ...]], None]) -> Iterator[None]:
     """Tell `ALIVE` from time to time while this process computes; one that waits in vain tells nothing.
 
-    Importing, validating and exporting tell nothing themselves. What workers of this process do is not counted: it
-    takes what they read, which is work of its own.
+    Importing, merging and exporting tell nothing themselves. Epochs do, so in them it does not count: a process that
+    waits for a GPU that hangs spins. What workers of this process do is not counted: it takes what they read, which is
+    work of its own.
     """
     ended = threading.Event()
 

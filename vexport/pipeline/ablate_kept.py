@@ -36,7 +36,7 @@ class Kept:
     Args:
         results: Figures and failures by run and seed, also of seeds that were not asked for.
         elsewhere: Runs that were trained on other images than these, and on which.
-        other_recipes: Runs of seeds that were not asked for, and that are of another recipe.
+        other_recipes: Runs that have figures of another recipe.
         anew: Runs that a call with --force gave up and did not come to.
     """
 
@@ -70,7 +70,7 @@ def read_runs(folder: Path, plans: Mapping[Key, Recipe], *, export: bool) -> Kep
             kept.elsewhere[key] = then
         elif found is not None:
             kept.results[key] = found
-        elif key in others and (_read_json(own / RESULT) or {}).get("recipe_hash", hashed) != hashed:
+        elif (_read_json(own / RESULT) or {}).get("recipe_hash", hashed) != hashed:
             kept.other_recipes.append(key)
     sources: dict[str, list[str]] = {}
     for key, one in kept.results.items():

@@ -1,8 +1,10 @@
 """Runs in processes of their own, some at once: a crash, a hang or a lack of memory costs one run and no other.
 
 The parent reads a pipe per run, by which the run tells how far it is, and that it computes; one that does neither for
-too long is hung. Ctrl-C reaches the parent alone: it asks the runs to stop, and ends those that do not. A run whose
-parent is gone ends with it, or where the system cannot do that, when it next tells something.
+too long is hung. Within an epoch telling alone counts, since what hangs on a GPU spins: training tells each batch, and
+so does validation, so a batch that takes too long, as the first one of a compiled network may, looks like a hang.
+Ctrl-C reaches the parent alone: it asks the runs to stop, and ends those that do not. A run whose parent is gone ends
+with it, or where the system cannot do that, when it next tells something.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Running:
     Args:
         job: Which.
         began: When, in seconds of the monotonic clock.
-        heard: When it last told something, if only that it computes.
+        heard: When it last told something; where it is in no epoch, if only that it computes.
         epochs: Done, and in all; 0 of 0 until it says.
         share: Of its epochs that is done.
         step: What it does besides training.
@@ -92,6 +94,12 @@ class Running:
     ended: list[tuple[int, int, float]] = field(default_factory=list)
     answer: dict[str, Any] | Failure | None = field(default=None, repr=False)
 
+    @property
+    def in_epoch(self) -> bool:
+        """Whether it trains or validates, and so tells by itself how far it is."""
+        done, epochs = self.epochs
+        return not self.step and done < epochs
+
 
 def do_runs(
     jobs: Sequence[Job],
@@ -108,22 +116,21 @@ def do_runs(
         jobs: In the order in which they begin.
         work: What a process does; importable by name.
         at_once: How many at the most.
-        patience_s: A run that tells nothing and computes nothing for so long is hung.
+        patience_s: A run that tells nothing for so long is hung; where it is in no epoch, if it computes nothing too.
         on_end: Told each run that ended, its figures or failure, and the seconds that it took.
         on_tick: Told now and then which runs go on, and how many wait.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the runs that were going on have been stopped.
     """
-    waiting, running = deque(jobs), list[Running]()
+    waiting, running = deque(jobs), list[Running]()  # a run stands in the latter before its process starts
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.popleft()
-                try:
-                    running.append(_start(job, work))
-                except WorkspaceError as error:  # this run's: the others go on
-                    on_end(job, Failure("failed", error.message, error.details, error.hint), 0.0)
+                failure = _start(job, work, running)
+                if failure is not None:  # this run's: the others go on
+                    on_end(job, failure, 0.0)
             wait([one.pipe for one in running], TICK_S)
             for one in list(running):
                 answer = _look(one, patience_s)
@@ -136,19 +143,32 @@ def do_runs(
         _stop(running)
 
 
-def _start(job: Job, work: Work) -> Running:
+def _start(job: Job, work: Work, running: list[Running]) -> Failure | None:
+    """Start a run, which is then among those that go on; or say why it cannot be started."""
     path = job.folder / OUTPUT
-    with mapped_os_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write(f"{HEADER}{job.name}, {datetime.now(timezone.utc).isoformat(timespec='seconds')} ===\n")
+    try:
+        with mapped_os_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(f"{HEADER}{job.name}, {datetime.now(timezone.utc).isoformat(timespec='seconds')} ===\n")
+    except WorkspaceError as error:
+        return Failure("failed", error.message, error.details, error.hint)
     context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks, and CUDA refuses it
     pipe, theirs = context.Pipe()
     # No daemon: those may have no processes of their own, and reading images takes some.
     process = context.Process(target=serve, args=(work, job, theirs), name=f"vexport ablate {job.name}")
-    with _no_interrupt():
-        process.start()
-    theirs.close()
     now = time.monotonic()
-    return Running(job, process, pipe, now, now)
+    one = Running(job, process, pipe, now, now)
+    running.append(one)  # before it starts: a signal that comes meanwhile, even on the block's last line, stops it too
+    try:
+        with _no_interrupt():
+            process.start()
+    except OSError as error:
+        running.remove(one)
+        _end(one, 0.0)
+        return Failure(*_classify("failed", f"its process cannot be started: {error}"))
+    finally:
+        theirs.close()
+    one.began = one.heard = time.monotonic()
+    return None
 
 
 def _look(one: Running, patience_s: float) -> dict[str, Any] | Failure | None:
@@ -163,15 +183,18 @@ def _look(one: Running, patience_s: float) -> dict[str, Any] | Failure | None:
         return _how_it_ended(one)
     silent = time.monotonic() - one.heard
     if silent > patience_s:
-        return Failure("hung", f"hung: it did nothing for {silent:.0f} s", _tail(one.job))
+        return Failure("hung", f"hung: it told nothing for {silent:.0f} s", _tail(one.job))
     return None
 
 
 def _hear(one: Running, told: tuple[Any, ...]) -> None:
-    one.heard = time.monotonic()
-    kind, *rest = told
+    now = time.monotonic()
     if told == ALIVE:
+        if not one.in_epoch:
+            one.heard = now
         return
+    one.heard = now
+    kind, *rest = told
     if kind == "epoch":
         epoch, epochs, figures = rest
         one.epochs, one.share = (epoch, epochs), epoch_share(epoch, epochs, figures)
@@ -212,22 +235,24 @@ def _stop(running: Sequence[Running]) -> None:
     """Ask runs to stop, and end by force those that do not; at once on a second Ctrl-C."""
     try:
         for one in running:
-            if one.process.is_alive():
+            if one.process.pid is not None and one.process.is_alive():
                 one.process.terminate()
         deadline = time.monotonic() + STOP_S
         for one in running:
-            one.process.join(max(0.0, deadline - time.monotonic()))
+            if one.process.pid is not None:
+                one.process.join(max(0.0, deadline - time.monotonic()))
     finally:
         for one in running:
             _end(one, 0.0)
 
 
 def _end(one: Running, patience_s: float) -> None:
-    """Let go of a process: it ends by itself within that time, or is killed."""
-    one.process.join(patience_s)
-    if one.process.is_alive():
-        one.process.kill()
-        one.process.join()
+    """Let go of a process, if it was started at all: it ends by itself within that time, or is killed."""
+    if one.process.pid is not None:
+        one.process.join(patience_s)
+        if one.process.is_alive():
+            one.process.kill()
+            one.process.join()
     one.pipe.close()
     one.process.close()
 

@@ -9,9 +9,10 @@ chance would be if each run had images of its own. With the same images it is sm
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist, fmean, stdev
+from types import MappingProxyType
 from typing import Any
 
 from vexport.deps import needs
@@ -76,6 +77,7 @@ class TableRow:
         published_difference: Likewise.
         failures: By seed, in words.
         missing: Seeds that have not been run.
+        is_unlike: Whether something that the caller set reaches only one of it and its reference.
     """
 
     run: str
@@ -92,6 +94,7 @@ class TableRow:
     published_difference: float | None
     failures: Mapping[int, str]
     missing: tuple[int, ...]
+    is_unlike: bool = False
 
     @property
     def seeds(self) -> int:
@@ -109,13 +112,20 @@ class TableRow:
         }
 
 
-def make_rows(recipe: AblationRecipe, seeds: Sequence[int], results: Results) -> list[TableRow]:
+def make_rows(
+    recipe: AblationRecipe,
+    seeds: Sequence[int],
+    results: Results,
+    refused: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> list[TableRow]:
     """One row of the table per run, in the recipe's order.
 
     Args:
         recipe: Which runs there are, and which is the reference.
         seeds: That each should have.
         results: What there is.
+        refused: Fields that the caller set and a run goes without, by run. Only runs that go without the same ones are
+            compared.
     """
     top1 = {
         name: {seed: float(results[name, seed]["top1"]) for seed in seeds if "top1" in results.get((name, seed), {})}
@@ -128,7 +138,8 @@ def make_rows(recipe: AblationRecipe, seeds: Sequence[int], results: Results) ->
         found = {seed: results[name, seed] for seed in seeds if (name, seed) in results}
         reference = references.get(run.row)
         other = reference if reference != name else None
-        against = recipe.runs[other].published if other else None
+        unlike = other is not None and set(refused.get(name, ())) != set(refused.get(other, ()))
+        against = recipe.runs[other].published if other and not unlike else None
         rows.append(
             TableRow(
                 run=name,
@@ -140,7 +151,8 @@ def make_rows(recipe: AblationRecipe, seeds: Sequence[int], results: Results) ->
                 std=stdev(own.values()) if len(own) > 1 else None,
                 deployed_mean=_deployed_mean(found, len(own)),
                 graph_max_rel=max(_of_deployed(found, "graph_max_rel"), default=None),
-                difference=_compare_runs(name, other, top1, results) if other else None,
+                difference=_compare_runs(name, other, top1, results) if other and not unlike else None,
+                is_unlike=unlike,
                 published=run.published,
                 published_difference=None if None in (run.published, against) else run.published - against,  # type: ignore[operator]
                 failures={seed: text for seed, one in found.items() if (text := _failure(one))},
@@ -232,6 +244,8 @@ def _verdict(row: TableRow, reference: TableRow) -> str:
     if found is None:
         lacking = row if row.mean is None else reference
         why = "failed" if lacking.failures else "has not been run" if lacking.mean is None else "shares no seed with it"
+        if row.is_unlike:
+            return f"{row.column}{where}: not compared with {reference.column}: what was set reaches only one of them"
         return f"{row.column}{where}: not compared with {reference.column}: {lacking.column} {why}"
     points = f"{found.value:+.2f} points"
     paper = f"; published on ImageNet: {row.published_difference:+.2f}" if row.published_difference is not None else ""

@@ -15,7 +15,7 @@ from vexport.bench.report import BenchReport
 from vexport.bench.scheduler import REST_S
 from vexport.deps import tool_versions
 from vexport.errors import EngineError, VexportError, WorkspaceError
-from vexport.pipeline.bench_accuracy import measure_accuracies
+from vexport.pipeline.bench_accuracy import Answered, accuracy_key, measure_accuracies
 from vexport.pipeline.bench_document import Found, make_document
 from vexport.pipeline.bench_make import Maker
 from vexport.pipeline.bench_matrix import Cell
@@ -196,6 +196,11 @@ def _add_extras(session: Session, progress: Progress) -> None:
         if one.measured and (progress.gone is None or not one.cell.on_gpu)
     ]
     if session.data is not None:
+        for cell in (one.cell for group in progress.found for one in group if one.measured):
+            key = accuracy_key(cell)
+            trained = cell.made is not None and cell.made.path is not None and cell.made.weights != "random"
+            if progress.gone is not None and cell.on_gpu and trained and key is not None:
+                progress.accuracies.setdefault(key, Answered(None, f"the GPU does not answer: {progress.gone}"))
         measure_accuracies(
             results,
             progress.accuracies,

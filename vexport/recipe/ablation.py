@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -83,7 +83,8 @@ class AblationRecipe(Section):
     """An ablation.
 
     `base` names the training recipe, `set` changes it for all runs. Runs of one row are compared with the one in the
-    column `reference`. A run that tells nothing and computes nothing for `patience_s` counts as hung.
+    column `reference`. A run that tells nothing for `patience_s` counts as hung; outside of epochs, if it computes
+    nothing too.
     """
 
     name: Annotated[str, Field(pattern=_NAME)]
@@ -212,7 +213,9 @@ def load_ablation(
         left_out = {name: _refused_by(recipe, base, name, overrides) for name in others}
         refused.update({name: fields for name, fields in left_out.items() if fields})
         wrong = [name for name, fields in left_out.items() if fields is None]  # whatever the caller sets
-        return list(dict.fromkeys(_check_runs(recipe, base, (), wrong, given)))
+        if wrong:
+            return list(dict.fromkeys(_check_runs(recipe, base, (), wrong, given)))
+        return list(_check_twins(recipe, base, overrides, chosen, left_out))
 
     given += [f"--set {name}: {OWN[name]}" for name in map(field_of, overrides) if name in OWN]
     overrides = [text for text in overrides if field_of(text) not in OWN]
@@ -334,20 +337,38 @@ def _check_runs(
             yield ("runs", name), f"is the same training as {same}: nothing that it sets makes a difference"
     for line, where in of_base.items():
         # A field of the base that does not go with what is set: by a run, or for all of them.
-        yield from [(("base",), line)] if len(where) == len(recipe.runs) else [(("runs", name), line) for name in where]
+        yield from [(("base",), line)] if len(where) == len(names) else [(("runs", name), line) for name in where]
+
+
+def _check_twins(
+    recipe: AblationRecipe,
+    base: Path,
+    overrides: Sequence[str],
+    chosen: Sequence[str],
+    others: Mapping[str, Collection[str] | None],
+) -> Iterator[Finding]:
+    """Chosen runs that are the same training as one that was not chosen."""
+    trained = {_hash_of(recipe, base, name, without(overrides, fields or ())): name for name, fields in others.items()}
+    for name in chosen:
+        if same := trained.get(_hash_of(recipe, base, name, overrides)):
+            yield ("runs", name), f"is the same training as {same}: nothing that it sets makes a difference"
 
 
 def _refused_by(recipe: AblationRecipe, base: Path, run: str, overrides: Sequence[str]) -> tuple[str, ...] | None:
     """The fewest fields of the caller's without which a run's training recipe is right; None where nothing helps."""
     names = list(dict.fromkeys(map(field_of, overrides)))
-    for count in range(len(names) + 1):
-        for fields in combinations(names, count):
-            try:
-                load_recipe(base, [*_settings_of(recipe, run, without(overrides, fields)), "name=run", "seed=0"])
-            except RecipeError:
-                continue
-            return fields
-    return None
+    if _hash_of(recipe, base, run, ()) is None:
+        return None
+    every = (fields for count in range(len(names) + 1) for fields in combinations(names, count))
+    return next(fields for fields in every if _hash_of(recipe, base, run, without(overrides, fields)) is not None)
+
+
+def _hash_of(recipe: AblationRecipe, base: Path, run: str, overrides: Sequence[str]) -> str | None:
+    """Of a run's training recipe, whatever its name; None where it is wrong."""
+    try:
+        return recipe_hash(load_recipe(base, [*_settings_of(recipe, run, overrides), "name=run", "seed=0"]))
+    except RecipeError:
+        return None
 
 
 def _blame(line: str, recipe: AblationRecipe, run: str, overrides: Sequence[str]) -> Finding | None:

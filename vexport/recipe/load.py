@@ -136,10 +136,13 @@ def load_as(kind: type[R], path: Path, overrides: Sequence[str], check: Callable
 
 def _read(path: Path, kind: type[BaseModel]) -> tuple[dict[str, Any], Lines, list[tuple[Place, Location, str]]]:
     """A recipe's data, where each of its fields stands, and its duplicate keys."""
+    duplicates: list[tuple[int, Location, str]] = []
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         try:
             node = loader.get_single_node()
+            if node is not None:
+                _find_duplicates(node, (), duplicates, set())
             data = loader.construct_document(node) if node is not None else None
         finally:
             loader.dispose()
@@ -158,8 +161,7 @@ def _read(path: Path, kind: type[BaseModel]) -> tuple[dict[str, Any], Lines, lis
         raise RecipeError(f"{path} {what}", hint=f"a recipe has the fields {', '.join(kind.model_fields)}")
     assert node is not None, "there are data"
     lines: dict[Location, int] = {(): 1}
-    duplicates: list[tuple[int, Location, str]] = []
-    _walk(node, (), lines, duplicates, set())
+    _walk(node, (), lines, set())
     placed: Lines = {at: (path, line) for at, line in lines.items()}
     return data, placed, [((path, line), at, message) for line, at, message in duplicates]
 
@@ -216,13 +218,28 @@ def _kind(section: object) -> object:
     return section.get("name") if isinstance(section, dict) else section
 
 
-def _walk(
-    node: yaml.Node,
-    at: Location,
-    lines: dict[Location, int],
-    duplicates: list[tuple[int, Location, str]],
-    seen: set[int],
+def _find_duplicates(
+    node: yaml.Node, at: Location, duplicates: list[tuple[int, Location, str]], seen: set[int]
 ) -> None:
+    """Keys that stand twice in one section. Those that come with `<<` are not there before construction."""
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _find_duplicates(item, (*at, str(index)), duplicates, seen)
+    elif isinstance(node, yaml.MappingNode):
+        first: dict[Location, int] = {}
+        for key, value in node.value:
+            here, line = (*at, str(key.value)), key.start_mark.line + 1
+            if here in first:
+                duplicates.append((line, here, f"given before, on line {first[here]}"))
+            first.setdefault(here, line)
+            _find_duplicates(value, here, duplicates, seen)
+
+
+def _walk(node: yaml.Node, at: Location, lines: dict[Location, int], seen: set[int]) -> None:
+    """The line of each field, also of those that came with `<<`."""
     if id(node) in seen:  # an alias: its fields stand where the anchor is; also ends an anchor that contains itself
         return
     seen.add(id(node))
@@ -230,18 +247,12 @@ def _walk(
         for index, item in enumerate(node.value):
             here = (*at, str(index))
             lines[here] = item.start_mark.line + 1
-            _walk(item, here, lines, duplicates, seen)
+            _walk(item, here, lines, seen)
     elif isinstance(node, yaml.MappingNode):
-        own = set()
         for key, value in node.value:
-            here, line = (*at, str(key.value)), key.start_mark.line + 1
-            if here in own:
-                duplicates.append((line, here, f"given before, on line {lines[here]}"))
-            if id(key) not in seen:  # else it came with `<<`: what is given beside that takes its place
-                seen.add(id(key))
-                own.add(here)
-            lines[here] = line
-            _walk(value, here, lines, duplicates, seen)
+            here = (*at, str(key.value))
+            lines[here] = key.start_mark.line + 1
+            _walk(value, here, lines, seen)
 
 
 def _override(data: dict[str, Any], lines: Lines, override: str) -> list[str]:

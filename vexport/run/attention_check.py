@@ -3,7 +3,8 @@
 Each image is hidden twice, as many pixels each time: where its own map is largest, and where the next image's map of
 the same network is. Every map serves once as an image's own and once as another's. So what does not follow the image
 cancels in the mean: that a network always looks at the middle, that the middle matters more than the rim, and that one
-map hides a spot and another scattered pixels. As it cancels, it does not make the standard error too small either.
+map hides a spot and another scattered pixels. Two neighbours share a map, once as own and once as another's: where maps
+do not follow their image, that makes the standard error too large rather than too small.
 
 What this tells is a lower bound, as a rule: what both maps hide makes no difference. Objects that lie in one place in
 all images are hidden by either map, and a true map of them gains nothing. Where the other's map shows less than is to

@@ -118,7 +118,8 @@ class Report(Callback):
 
     Args:
         progress: Called with epochs done, all epochs and the figures so far: at each epoch's end with all of them, once
-            its checkpoint is written, and in between with `step`, `steps`, `images_per_s`, `data_wait` and `eta_s`.
+            its checkpoint is written, and in between with `step`, `steps`, `images_per_s`, `data_wait` and `eta_s`;
+            these while it validates too, where `step` stays the last one.
         watch: Has the figures.
     """
 
@@ -129,10 +130,16 @@ class Report(Callback):
         self._progress(trainer.current_epoch, trainer.max_epochs or 0, {})
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self._report(trainer, batch_idx + 1)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        self._report(trainer, trainer.num_training_batches)  # nothing new, but whoever waits hears that it goes on
+
+    def _report(self, trainer: Trainer, step: float) -> None:
         now = time.perf_counter()
         if now - self._reported > REFRESH_S:
             self._reported = now
-            figures = {"step": batch_idx + 1, "steps": float(trainer.num_training_batches)}
+            figures = {"step": step, "steps": float(trainer.num_training_batches)}
             self._progress(trainer.current_epoch, trainer.max_epochs or 0, figures | self._watch.speed(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
