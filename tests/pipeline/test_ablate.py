@@ -563,10 +563,10 @@ def test_a_full_disk_stops_no_other_run(make: Make, tmp_path: Path, monkeypatch:
             raise full
         write(own, figures)
 
-    def refuse_to_start(job: Job, work: Any) -> Running:
+    def refuse_to_start(job: Job, work: Any, running: list[Running]) -> Failure | None:
         if job.name == "n1.s0":
-            raise full
-        return start(job, work)
+            return Failure("failed", full.message, hint=full.hint)
+        return start(job, work, running)
 
     monkeypatch.setattr(ablate, "write_figures", refuse_to_write)
     monkeypatch.setattr(ablate_process, "_start", refuse_to_start)
@@ -825,6 +825,10 @@ def test_a_small_ablation_from_end_to_end(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 runs are of another recipe") as caught:
         run_ablation(mine, workspace=work, overrides=["epochs=3"], work=works.by_name)
     assert caught.value.details == ("n0.s0: epochs 2 then, 3 now", "n1.s0: epochs 2 then, 3 now")
+    last = work.root / "ablation/mine/n0.s0/n0.s0.last.ckpt.json"
+    last.write_text(last.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    changed = run_ablation(mine, workspace=work, runs=["n0"], work=works.by_name)
+    assert (changed.trained, changed.kept) == (1, 0), "figures of another checkpoint do not count"
     one = run_ablation(
         mine, workspace=work, overrides=["optimizer.lr=1e-3"], runs=["n1"], force=True, work=works.by_name
     )
@@ -832,10 +836,8 @@ def test_a_small_ablation_from_end_to_end(tmp_path: Path) -> None:
     assert one.document["runs"][1]["anew"] is True
     assert one.rows[0].missing == (0,), "what is there of n0 is of another recipe"
 
-    last = work.root / "ablation/mine/n0.s0/n0.s0.last.ckpt.json"
-    last.write_text(last.read_text().replace('"sha256": "', '"sha256": "0', 1))
-    changed = run_ablation(mine, workspace=work, runs=["n0"], work=works.by_name)
-    assert (changed.trained, changed.kept) == (1, 0), "figures of another checkpoint do not count"
+    with pytest.raises(InputError, match="the table would lose 1 run of another recipe"):
+        run_ablation(mine, workspace=work, runs=["n0"], work=works.by_name)
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="has no signal masks")
